@@ -1,0 +1,185 @@
+"""What an attack is: three pure functions and a state.
+
+The engine owns the loop. It asks every attack for points (:meth:`Attack.ask`), runs the model once
+for all of them, and tells each attack the answer (:meth:`Attack.tell`). An attack never runs the
+model, never judges its own success, and keeps its whole memory in a state whose rows can be taken
+out, replaced and joined (see :mod:`holdfast.rows`). Row i of a state knows nothing of row j.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor
+
+from holdfast.engine.random import Rng
+from holdfast.threat import Access, AllowedSet, Threat
+
+if TYPE_CHECKING:
+    from holdfast.model import Model
+
+NORMS = frozenset({"linf", "l2", "l1", "l0"})
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What users, documentation, planner and contract tests need to know of an attack.
+
+    Attributes:
+        name: The name in plans: the module's name.
+        title: One line in plain words.
+        paper: Authors, year, title and arXiv number.
+        access: What it must see of the model.
+        norms: The threats' norms it can work in.
+        is_stochastic: Whether it draws random numbers.
+        is_minimal: Whether it looks for the smallest change rather than for any allowed one.
+    """
+
+    name: str
+    title: str
+    paper: str
+    access: Access
+    norms: frozenset[str] = NORMS
+    is_stochastic: bool = True
+    is_minimal: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """The jobs that an attack starts with; one row each.
+
+    Attributes:
+        x: Clean inputs ``(n, *shape)``.
+        y: Labels ``(n,)`` int64.
+        target: Class to reach ``(n,)`` int64, or -1 for any but ``y``.
+        allowed: The allowed changes of each row.
+        rng: Random numbers of each row, already told apart by sample, attack, target and restart.
+        logits: The model's answer to ``x``, ``(n, k)``: known from the clean pass, free of charge.
+    """
+
+    x: Tensor
+    y: Tensor
+    target: Tensor
+    allowed: AllowedSet
+    rng: Rng
+    logits: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What to differentiate: ``function(logits, *rows)`` -> ``(n,)``, to be maximised.
+
+    ``rows`` are tensors with one row per point, so that the engine may cut the batch anywhere.
+    """
+
+    function: Callable[..., Tensor]
+    rows: tuple[Tensor, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What an attack wants to know.
+
+    Attributes:
+        points: Inputs to run ``(n, *shape)``.
+        objective: None where the logits are enough: then no backward pass is paid.
+    """
+
+    points: Tensor
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said.
+
+    Attributes:
+        logits: ``(n, k)``.
+        losses: The objective's values ``(n,)``; empty without an objective.
+        gradients: Their gradients with respect to the points ``(n, *shape)``; empty likewise.
+    """
+
+    logits: Tensor
+    losses: Tensor
+    gradients: Tensor
+
+
+class Attack(ABC):
+    """The interface of every attack; concrete ones are final frozen dataclasses of options.
+
+    Attributes:
+        card: What it is.
+        restarts: Jobs per sample with other random numbers; each runs only if the last one failed.
+        n_targets: 0 for one untargeted job, else targeted jobs at the ``n_targets`` likeliest wrong
+            classes, one after the other. Ignored where the goal names a class.
+    """
+
+    __slots__ = ()
+
+    card: ClassVar[Card]
+
+    @property
+    @abstractmethod
+    def max_queries(self) -> int:
+        """Points that one job may ask for at most."""
+
+    @abstractmethod
+    def init(self, problem: Problem) -> Any:
+        """The state of new jobs. It has a bool tensor ``finished`` ``(n,)``."""
+
+    @abstractmethod
+    def ask(self, state: Any) -> Query:
+        """The points that every row wants to know about now."""
+
+    @abstractmethod
+    def tell(self, state: Any, answer: Answer) -> Any:
+        """The state one step further. Rows that are ``finished`` have nothing more to ask."""
+
+    def option(self, name: str, default: int) -> int:
+        """An option that not every attack has, e.g. ``restarts``."""
+        return int(getattr(self, name, default))
+
+    def options(self) -> dict[str, Any]:
+        """All options by name, as a plan writes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+
+    def __call__(
+        self,
+        model: Model | Callable[[Tensor], Tensor],
+        x: Tensor,
+        y: Tensor,
+        threat: Threat | str,
+        *,
+        targets: Tensor | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        stop: str = "fooled",
+    ) -> Tensor:
+        """Attack ``x`` ``(n, *shape)`` with labels ``y`` ``(n,)`` and return ``x_adv``.
+
+        Each row holds an allowed input that fools the model where one was found, else the allowed
+        input with the largest margin met. The model comes back as it was.
+
+        Args:
+            model: A module or callable with inputs in [0, 1] and logits ``(n, k)``, or a
+                :class:`~holdfast.Model` for other domains, normalisation and heads.
+            x: Clean inputs inside the model's domain.
+            y: Labels.
+            threat: What may change, e.g. ``"linf:8/255"``.
+            targets: Class to reach per sample; None for any wrong answer.
+            seed: Of all random numbers. Same seed, same bytes.
+            batch_size: Rows in flight; results do not depend on it.
+            stop: ``"fooled"``: a row ends when it fools the model. ``"budget"``: every row uses all
+                its steps and the point of largest margin is returned (for training).
+
+        Raises:
+            InputError: where model, data and threat do not fit together.
+        """
+        from holdfast.engine.single import attack_batch
+
+        return attack_batch(
+            self, model, x, y, threat, targets=targets, seed=seed, batch_size=batch_size, stop=stop
+        )

@@ -1,0 +1,1 @@
+"""Named orders of attacks, as data."""

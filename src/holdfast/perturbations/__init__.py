@@ -1,0 +1,1 @@
+"""Sets of allowed changes: one file each, found by name (see :mod:`holdfast.registry`)."""

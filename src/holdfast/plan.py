@@ -1,0 +1,217 @@
+"""The plan: everything that a run will do, written down before it starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from holdfast.errors import PlanError
+from holdfast.threat import Access, Goal
+
+_UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+
+
+class Stage(BaseModel):
+    """One attack of a cascade with its options; samples that fall in it leave the cascade."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    attack: str
+    norms: tuple[str, ...] = ()
+    """Norms this stage is for; empty: all that the attack can do."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The attack's own options."""
+        return dict(self.model_extra or {})
+
+    def describe(self) -> str:
+        """A short label, e.g. ``apgd(loss=ce, steps=100)``."""
+        inner = ", ".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.attack}({inner})"
+
+
+class Budget(BaseModel):
+    """When to stop early; None means never.
+
+    ``seconds`` bounds the whole run, ``passes`` and ``queries`` each sample's search under each
+    threat (forward plus backward, and forward passes alone).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float | None = Field(default=None, gt=0)
+    passes: int | None = Field(default=None, gt=0)
+    queries: int | None = Field(default=None, gt=0)
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """``10min``, ``90s``, ``1h30min``, ``200passes``, ``1000queries``, or a comma list of them.
+
+        Raises:
+            PlanError: for anything else.
+        """
+        found: dict[str, Any] = {}
+        for part in text.replace(" ", "").split(","):
+            counted = re.fullmatch(r"(\d+)(passes|queries)", part)
+            timed = re.findall(r"(\d+(?:\.\d+)?)(sec|s|min|m|h)", part)
+            if counted and int(counted[1]) > 0:
+                found[counted[2]] = int(counted[1])
+            elif timed and "".join(a + b for a, b in timed) == part:
+                found["seconds"] = sum(float(a) * _UNITS[b] for a, b in timed)
+        if not found or len(found) != len(text.split(",")) or found.get("seconds") == 0:
+            raise PlanError(
+                f"Cannot read the budget {text!r}. Write a time (90s, 10min, 1h30min), passes per "
+                "sample (200passes), queries per sample (1000queries), or several with commas."
+            )
+        return cls(**found)
+
+
+class ModelSpec(BaseModel):
+    """How to load and wrap the model again; empty fields for a model given as a Python object."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    source: str = ""
+    weights: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    domain: tuple[float, float] | Literal["data"] = (0.0, 1.0)
+    classes: int | None = None
+
+
+class DataSpec(BaseModel):
+    """How to load the data again; empty fields for data given as Python objects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = ""
+    label: str | None = None
+    n: int | None = Field(default=None, gt=0)
+    """Use the first n samples."""
+
+
+class Plan(BaseModel):
+    """Everything that decides a run's result, and how to run it.
+
+    ``batch_size``, ``device``, ``budget.seconds`` and ``curve_steps`` change how and how long a run
+    goes, never the verdict of a finished job; :attr:`id` is the hash of everything else.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    version: Literal[1] = 1
+    model: ModelSpec = ModelSpec()
+    data: DataSpec = DataSpec()
+    threats: tuple[str, ...] = Field(min_length=1)
+    target: str | int | None = None
+    access: Access = Access.GRADIENTS
+    cascade: str = "standard"
+    stages: tuple[Stage, ...] = ()
+    """Overrides the named cascade where not empty."""
+    seed: int = 0
+    budget: Budget = Budget()
+    quantise: Literal["8bit"] | None = None
+    curve_steps: int = Field(default=6, ge=0, le=30)
+    """Bisection steps per broken sample for the accuracy-against-eps curve; 0: none."""
+    batch_size: int | None = Field(default=None, ge=1)
+    device: str | None = None
+
+    @field_validator("target")
+    @classmethod
+    def _known_target(cls, value: str | int | None) -> str | int | None:
+        Goal(value)
+        return value
+
+    @property
+    def goal(self) -> Goal:
+        """What the attacker wants."""
+        return Goal(self.target)
+
+    @cached_property
+    def resolved_stages(self) -> tuple[Stage, ...]:
+        """The stages to run: those written in the plan, else those of the named cascade."""
+        return self.stages or load_cascade(self.cascade)
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hexadecimal digits: the hash of all that changes a verdict."""
+        free = {"batch_size", "device", "curve_steps", "cascade", "stages"}
+        data = self.model_dump(mode="json", exclude=free)
+        data["budget"].pop("seconds")
+        data["stages"] = [stage.model_dump(mode="json") for stage in self.resolved_stages]
+        return hashlib.blake2b(json.dumps(data, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def to_toml(self) -> str:
+        """The plan as text that :meth:`from_toml` reads."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+    @classmethod
+    def from_toml(cls, text: str, name: str = "the plan") -> Plan:
+        """Read a plan.
+
+        Raises:
+            PlanError: with the line or the field that is wrong.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(text))
+        except tomllib.TOMLDecodeError as error:
+            raise PlanError(f"{name} is not valid TOML: {error}.") from None
+        except ValidationError as error:
+            raise PlanError(f"{name} cannot be used:\n{explain(error)}") from None
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan file."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"Cannot read the plan {path}: {error}.") from None
+        return cls.from_toml(text, str(path))
+
+
+def explain(error: ValidationError) -> str:
+    """Pydantic's findings, one line each: where, what, and the value seen."""
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"]) or "the plan"
+        lines.append(f"  {place}: {item['msg']} (seen: {item['input']!r})")
+    return "\n".join(lines)
+
+
+def cascades() -> dict[str, str]:
+    """Every named cascade and what it is for."""
+    found: dict[str, str] = {}
+    for entry in sorted(files("holdfast.cascades").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".toml"):
+            text = tomllib.loads(entry.read_text(encoding="utf-8"))
+            found[entry.name.removesuffix(".toml")] = text["summary"]
+    return found
+
+
+def load_cascade(name: str) -> tuple[Stage, ...]:
+    """The stages of a named cascade, or of a TOML file with ``[[stage]]`` tables.
+
+    Raises:
+        PlanError: where there is no such cascade; the message lists those that exist.
+    """
+    known = cascades()
+    if name in known:
+        text = files("holdfast.cascades").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    elif name.endswith(".toml") and Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise PlanError(f"Unknown cascade {name!r}. Available: {', '.join(known)}, or a TOML file.")
+    try:
+        return tuple(Stage.model_validate(stage) for stage in tomllib.loads(text)["stage"])
+    except (tomllib.TOMLDecodeError, KeyError, ValidationError) as error:
+        raise PlanError(f"The cascade {name} cannot be used: {error}") from None
