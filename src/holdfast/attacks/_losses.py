@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from holdfast.errors import PlanError
+
 LOGIT_EPS = 1e-12  # Croce and Hein (2020), equation 6: keeps the ratio finite
 
 
@@ -33,6 +35,18 @@ def margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
     """``max_{i != y} z_i - z_y``; with a target ``z_t - z_y``. Positive: fooled."""
     wanted = torch.where(target >= 0, _pick(logits, target.clamp_min(0)), best_other(logits, y))
     return wanted - _pick(logits, y)
+
+
+def goal_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """How far the goal is reached; positive exactly where the attacker has won.
+
+    Without a target ``max_{i != y} z_i - z_y``; with one ``z_t - max_{i != t} z_i``, which unlike
+    the pairwise difference of :func:`margin` cannot be positive while a third class is the answer.
+    """
+    is_targeted = target >= 0
+    aim = torch.where(is_targeted, target, y)
+    gain = best_other(logits, aim) - _pick(logits, aim)
+    return torch.where(is_targeted, -gain, gain)
 
 
 def cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
@@ -62,3 +76,14 @@ def dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"ce": cross_entropy, "margin": margin, "dlr": dlr}
+
+
+def loss_named(name: str) -> Callable[..., Tensor]:
+    """The loss called ``name``.
+
+    Raises:
+        PlanError: where there is none.
+    """
+    if name not in LOSSES:
+        raise PlanError(f"Unknown loss {name!r}. Use one of: {', '.join(LOSSES)}.")
+    return LOSSES[name]
