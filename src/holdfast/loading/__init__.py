@@ -66,8 +66,10 @@ def open_model(plan: Plan, data: Data) -> Model:
     """The model of a plan, wrapped with its domain, normalisation and access.
 
     Raises:
-        ModelError: where it cannot be loaded, or cannot give the access that the plan grants.
+        ModelError: where it cannot be loaded, or was given as a Python object.
     """
+    from torch import nn
+
     from holdfast.modalities import data_domain
     from holdfast.model import Model
     from holdfast.threat import Domain
@@ -78,24 +80,27 @@ def open_model(plan: Plan, data: Data) -> Model:
             "The plan holds a model that was given as a Python object, which cannot be loaded "
             "again. Audit from Python, or name the model with package.module:function."
         )
-    loaded = load_model(spec.source, spec.weights, plan.device)
-    if not loaded.access.allows(plan.access):
-        raise ModelError(
-            f"{loaded.description} gives {loaded.access.value} only, but the plan lets the "
-            f"attacker see {plan.access.value}. Use --access {loaded.access.value}."
-        )
+    device = plan.device or _best_device()
+    loaded = load_model(spec.source, spec.weights, device)
+    is_movable = isinstance(loaded.f, nn.Module) or plan.device is not None
     domain = data_domain(data) if spec.domain == "data" else Domain(*spec.domain)
     return Model(
         loaded.f,
         domain=domain,
         mean=spec.mean,
         std=spec.std,
-        device=plan.device,
+        device=device if is_movable else None,
         access=plan.access,
         n_classes=spec.classes,
         batch_size=plan.batch_size,
         description=loaded.description,
     )
+
+
+def _best_device() -> str | None:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
 
 
 def _check_file(path: Path, suffix: str, weights: str | None) -> None:

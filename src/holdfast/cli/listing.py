@@ -1,0 +1,80 @@
+"""``holdfast list``: what there is, made from the cards of the parts themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+Rows = tuple[tuple[str, ...], Iterable[tuple[str, ...]]]
+
+
+class Kind(StrEnum):
+    """What can be listed."""
+
+    ATTACKS = "attacks"
+    THREATS = "threats"
+    CASCADES = "cascades"
+    DATA = "data"
+
+
+def listing(
+    kind: Annotated[Kind, typer.Argument(help="What to list.", case_sensitive=False)],
+) -> None:
+    """Show the attacks, threats, cascades or forms of data that there are."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    makers: dict[Kind, Callable[[], Rows]] = {
+        Kind.ATTACKS: _attacks,
+        Kind.THREATS: _threats,
+        Kind.CASCADES: _cascades,
+        Kind.DATA: _data,
+    }
+    columns, rows = makers[kind]()
+    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    for row in rows:
+        table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
+    Console().print(table)
+
+
+def _attacks() -> Rows:
+    from dataclasses import MISSING, fields
+
+    from holdfast import registry
+
+    rows = []
+    for name, attack in sorted(registry.attacks().items()):
+        card = attack.card
+        options = [
+            f"{f.name}={f.default}" if f.default is not MISSING else f.name
+            for f in fields(attack)  # type: ignore[arg-type]
+        ]
+        norms = " ".join(sorted(card.norms))
+        rows.append((name, card.title, card.access.value, norms, ", ".join(options), card.paper))
+    return ("attack", "what it does", "needs", "norms", "options", "paper"), rows
+
+
+def _threats() -> Rows:
+    from holdfast import registry
+
+    return ("threat", "what the attacker may change"), registry.threats().items()
+
+
+def _cascades() -> Rows:
+    from holdfast.plan import cascades, load_cascade
+
+    rows = [
+        (name, summary, "\n".join(stage.describe() for stage in load_cascade(name)))
+        for name, summary in cascades().items()
+    ]
+    return ("cascade", "what for", "attacks"), rows
+
+
+def _data() -> Rows:
+    from holdfast.modalities import sources
+
+    return ("form", "what to give to --data"), [(s.name, s.summary) for s in sources()]
