@@ -1,0 +1,45 @@
+"""Which attacks of a plan work under a threat, and how many jobs each unbroken sample gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.engine.cascade import fitting, walk
+from holdfast.errors import PlanError
+from holdfast.plan import Plan
+from holdfast.record import Attempt
+from holdfast.threat import Access
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A stage that works here: ``n_jobs`` per sample that nothing breaks."""
+
+    stage: int
+    label: str
+    access: str
+    n_jobs: int
+
+
+def steps_for(
+    plan: Plan, norm: str, model: dict[str, Any], attempts: Iterable[Attempt]
+) -> tuple[tuple[Step, ...], tuple[str, ...]]:
+    """The steps under a threat of this norm, and why other attacks of the plan were left out.
+
+    Where the plan's attacks are not installed here, the steps are those that left attempts.
+    """
+    granted = Access(model.get("access") or plan.access)
+    granted = granted if plan.access.allows(granted) else plan.access
+    try:
+        steps, findings = fitting(plan.resolved_stages, norm, granted)
+    except PlanError:
+        seen = {a.stage: a.attack for a in attempts}
+        return tuple(Step(stage, label, "", 1) for stage, label in sorted(seen.items())), ()
+    wrong = range(max(int(model.get("n_classes") or 2) - 1, 1))
+    goal = 0 if plan.goal.is_targeted else -1
+    found = (
+        Step(s.stage, s.label, s.attack.card.access.value, len(walk(s, wrong, goal))) for s in steps
+    )
+    return tuple(found), tuple(finding.text for finding in findings)

@@ -1,0 +1,194 @@
+"""The result in plain words, for whoever has never heard of a norm ball."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from holdfast.evaluation.statistics import Rate
+from holdfast.record import Verdict
+from holdfast.reports._pictures import layout
+from holdfast.reports.report import Report
+from holdfast.reports.results import SAFE, ThreatResult
+
+VERDICTS: dict[Verdict, tuple[str, str]] = {
+    Verdict.VERIFIED: ("proven safe", "no allowed change fools the model; there is a proof"),
+    Verdict.UNKNOWN: ("not broken", "survived every attack tried; this is no proof"),
+    Verdict.UNFINISHED: ("not fully tested", "the run ended before every attack was tried"),
+    Verdict.BROKEN: ("broken", "an allowed change was found and replayed that fools the model"),
+    Verdict.WRONG: ("wrong without any attack", "counts as not robust"),
+}
+
+
+def number(n: float) -> str:
+    """A count or a cost, with thousands separated."""
+    return f"{n:,.0f}" if n == round(n) or abs(n) >= 100 else f"{n:,.1f}"
+
+
+def percent(value: float) -> str:
+    """A rate as a percentage; a dash where it is not known."""
+    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def interval(rate: Rate) -> str:
+    """The interval of a rate."""
+    return f"{100 * rate.lower:.1f} to {100 * rate.upper:.1f} %"
+
+
+def size(value: float | None) -> str:
+    """A size in input units; a dash where it is not known."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def bounds(report: Report) -> tuple[float, float] | None:
+    """The domain's bounds, where they are the same for every feature."""
+    domain = report.model.get("domain")
+    if isinstance(domain, str):
+        found = re.fullmatch(r"\[(\S+), (\S+)\]", domain)
+        domain = found.groups() if found else None
+    try:
+        lower, upper = (float(v) for v in domain)  # type: ignore[union-attr]
+    except (TypeError, ValueError):
+        return None
+    return (lower, upper) if lower < upper else None
+
+
+def change(report: Report, result: ThreatResult) -> str:
+    """What the attacker may do: ``change every pixel by at most 8/255 (3.1 % of its range)``."""
+    _, _, text = result.threat.partition(":")
+    kind = layout(tuple(report.data.get("shape") or ()))
+    one = "pixel" if kind else "feature"
+    match result.norm:
+        case "linf":
+            return f"change every {one} by at most {text}{_share(report, result)}"
+        case "l2":
+            return f"change the input by at most {text} in total (length of the change, l2 norm)"
+        case "l1":
+            return f"change the input by at most {text} in total (sum of all changes, l1 norm)"
+        case "l0":
+            what = "single colour values" if kind and kind.n_colours == 3 else f"{one}s"
+            return f"change any {text} {what} to anything that is a valid input"
+    return f"change the input within {result.threat}"
+
+
+def _share(report: Report, result: ThreatResult) -> str:
+    limits = bounds(report)
+    if result.eps is None or limits is None:
+        return ""
+    return f" ({100 * result.eps / (limits[1] - limits[0]):.2g} % of its range)"
+
+
+def effect(report: Report) -> str:
+    """What a successful attacker does."""
+    goal = report.plan.goal
+    if not goal.is_targeted:
+        return "changes the answer"
+    if isinstance(goal.target, int):
+        return f"makes the model answer “{report.class_name(goal.target)}”"
+    return f"makes the model give {goal.describe()}"
+
+
+def lead(report: Report) -> list[str]:
+    """The result in a few sentences, the most important first."""
+    clean = report.clean_accuracy
+    if not clean.n:
+        return ["The run ended before any sample was looked at: there is no result yet."]
+    if not clean.k:
+        return [
+            f"The model gets none of the {number(clean.n)} samples right, so there was nothing to "
+            "attack. This says nothing about robustness."
+        ]
+    sentences = [_result(report, result) for result in report.threats.values()]
+    attacked = [r for r in report.threats.values() if r.is_attacked]
+    if not attacked:
+        return sentences
+    if len(report.threats) > 1:
+        sentences.append(_union(report))
+    return [*sentences, _bound(report), *_caveats(report)]
+
+
+def _result(report: Report, result: ThreatResult) -> str:
+    who = f"An attacker who may {change(report, result)}"
+    broken, right = result.count(Verdict.BROKEN), report.clean_accuracy.k
+    if not result.is_attacked:
+        return f"Nothing was tried with changes of {result.threat}: that case stays open."
+    return f"{who} {effect(report)} for {_of(broken, right)} that the model gets right."
+
+
+def _of(part: int, whole: int) -> str:
+    if part == 0:
+        return f"none of the {number(whole)} samples"
+    if part == whole:
+        return f"all {number(whole)} samples" if whole > 1 else "the one sample"
+    return f"{number(part)} of the {number(whole)} samples"
+
+
+def _union(report: Report) -> str:
+    broken = sum(v is Verdict.BROKEN for v in report.verdicts)
+    names = f"any of these {len(report.threats)} ways"
+    return f"With {names} at hand, it is {_of(broken, report.clean_accuracy.k)}."
+
+
+def _bound(report: Report) -> str:
+    rate = report.robust_accuracy
+    kept = f"The model stays right on {number(rate.k)} of {number(rate.n)} samples"
+    if not all(r.is_attacked for r in report.threats.values()):
+        kept += " under what was tried"
+    bound = f"{kept}: its robust accuracy is at most {percent(rate.value)}"
+    return (
+        f"{bound} on these samples. For others of the same kind the same figure lies between "
+        f"{percent(rate.lower)} and {percent(rate.upper)}, with 95 % confidence."
+    )
+
+
+def _caveats(report: Report) -> list[str]:
+    sentences = []
+    if report.n_unfinished:
+        sentences.append(
+            f"The run ended early: {_some(report.n_unfinished)} did not get all attacks, so the "
+            "true figure may be lower by that many."
+        )
+    open_samples = sum(v in SAFE and v is not Verdict.VERIFIED for v in report.verdicts)
+    if open_samples:
+        sentences.append(
+            "“At most”, because a sample that nothing has broken is not proven safe: a stronger "
+            "attack may still break it."
+        )
+    return sentences
+
+
+def _some(n: int) -> str:
+    return "1 sample" if n == 1 else f"{number(n)} samples"
+
+
+def unknowns(report: Report) -> list[str]:
+    """What this audit does not say, for readers who decide."""
+    text = [
+        "Samples counted as not broken are not proven safe. Other attacks, more steps or more "
+        "restarts may break some of them.",
+        "Only the changes named above were considered. Other changes (larger ones, rotations, "
+        "weather, other lighting, new kinds of input) were not tried.",
+        "The interval speaks for inputs drawn like these samples. For inputs of another kind the "
+        "figures can be quite different.",
+    ]
+    if report.plan.goal.is_targeted:
+        text.append(
+            f"The attacker wanted {report.plan.goal.describe()}. Other wrong answers were not "
+            "counted; an attacker content with any wrong answer would break more samples."
+        )
+    if report.plan.access != "gradients":
+        text.append(
+            f"The attacker saw {report.plan.access} only. One who knows the model's weights "
+            "would break more samples."
+        )
+    if report.model.get("is_random"):
+        text.append(
+            "The model answers at random: the same input can get different answers. A sample "
+            "counts as broken if the majority of fresh answers is wrong."
+        )
+    return text + unique_skips(report)
+
+
+def unique_skips(report: Report) -> list[str]:
+    """Attacks of the plan that could not work, each once."""
+    return list(dict.fromkeys(s for r in report.threats.values() for s in r.skipped))

@@ -1,0 +1,218 @@
+"""From the records of a journal to a report: nothing is stored twice, so nothing can disagree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from holdfast.engine import journal
+from holdfast.errors import JournalError, ThreatError
+from holdfast.plan import Plan
+from holdfast.record import (
+    AnyRecord,
+    Attempt,
+    Clean,
+    Failure,
+    Finding,
+    Header,
+    Outcome,
+    Radius,
+    Session,
+    Verdict,
+)
+from holdfast.reports import _findings
+from holdfast.reports._cascade import Step, steps_for
+from holdfast.reports.report import Report
+from holdfast.reports.results import Samples, StageResult, ThreatResult
+from holdfast.threat import parse_threat
+
+
+def from_directory(directory: Path) -> Report:
+    """The report of the run in ``directory``.
+
+    Raises:
+        JournalError: where there is no journal, or it cannot be read.
+    """
+    return fold(journal.read(directory)).model_copy(update={"directory": directory})
+
+
+@dataclass(slots=True)
+class _Fate:
+    """What the records say of one sample under one threat."""
+
+    attempts: dict[tuple[int, int, int], Attempt] = field(default_factory=dict)
+    radius: Radius | None = None
+
+    @property
+    def winner(self) -> Attempt | None:
+        return next((a for a in self.attempts.values() if a.outcome is Outcome.BROKEN), None)
+
+
+@dataclass(slots=True)
+class _Sorted:
+    """A journal's records by what they are about; a record written twice counts once."""
+
+    header: Header | None = None
+    clean: dict[int, Clean] = field(default_factory=dict)
+    fates: dict[tuple[str, int], _Fate] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    sessions: list[Session] = field(default_factory=list)
+
+    def add(self, record: AnyRecord) -> None:
+        match record:
+            case Header():
+                self.header = self.header or record
+            case Clean():
+                self.clean[record.sample] = record
+            case Attempt():
+                fate = self.fates.setdefault((record.threat, record.sample), _Fate())
+                fate.attempts[record.stage, record.target, record.restart] = record
+            case Radius():
+                fate = self.fates.setdefault((record.threat, record.sample), _Fate())
+                fate.radius = record
+            case Finding():
+                self.findings.append(record)
+            case Failure():
+                self.failures.append(record)
+            case Session():
+                self.sessions.append(record)
+
+
+def fold(records: Iterable[AnyRecord]) -> Report:
+    """The report that follows from a journal's records.
+
+    Raises:
+        JournalError: where the records have no header, or one of a plan that cannot be read.
+    """
+    found = _Sorted()
+    for record in records:
+        found.add(record)
+    if found.header is None:
+        raise JournalError("The journal has no header: the run did not get that far. Run it again.")
+    header = found.header.model_dump(mode="json")
+    plan = Plan.model_validate(header["plan"])
+    clean = [found.clean[sample] for sample in sorted(found.clean)]
+    report = Report(
+        plan_id=header["plan_id"],
+        plan=plan,
+        created=header["created"],
+        command=header["command"],
+        environment=header["environment"],
+        model=header["model"],
+        data=header["data"],
+        samples=_samples(clean),
+        threats={text: _threat(text, plan, header, clean, found) for text in plan.threats},
+        failures=tuple(found.failures),
+        sessions=tuple(found.sessions),
+    )
+    return report.model_copy(update={"warnings": _findings.collect(report, found.findings)})
+
+
+def _samples(clean: list[Clean]) -> Samples:
+    names = Samples.model_fields
+    return Samples(**{name: tuple(getattr(record, name) for record in clean) for name in names})
+
+
+def _threat(
+    text: str, plan: Plan, header: dict, clean: list[Clean], found: _Sorted
+) -> ThreatResult:
+    norm, eps = _ball(text)
+    fates = [found.fates.get((text, record.sample), _Fate()) for record in clean]
+    attempts = [list(fate.attempts.values()) for fate in fates]
+    steps, skipped = steps_for(plan, norm, header["model"], chain.from_iterable(attempts))
+    verdicts = [_verdict(c, fate, steps) for c, fate in zip(clean, fates, strict=True)]
+    pairs = list(zip(fates, verdicts, strict=True))
+    winners = [fate.winner if v is Verdict.BROKEN else None for fate, v in pairs]
+    return ThreatResult(
+        threat=text,
+        norm=norm,
+        eps=eps,
+        y=tuple(record.y for record in clean),
+        verdict=tuple(verdicts),
+        broken_by=tuple(w.stage if w else -1 for w in winners),
+        radius=tuple(_radius(fate, v, eps) for fate, v in pairs),
+        margin=tuple(max((a.margin for a in own), default=None) for own in attempts),
+        loss=tuple(max((a.loss for a in own), default=None) for own in attempts),
+        confidence=tuple(min((a.confidence for a in own), default=None) for own in attempts),
+        prediction=tuple(w.prediction if w else -1 for w in winners),
+        prediction_confidence=tuple(w.prediction_confidence if w else 0.0 for w in winners),
+        forward=tuple(sum(a.forward for a in own) for own in attempts),
+        backward=tuple(sum(a.backward for a in own) for own in attempts),
+        stages=_stages(steps, verdicts, attempts),
+        skipped=skipped,
+        curve_forward=sum(f.radius.forward for f in fates if f.radius),
+        n_rejected=sum(a.rejected for own in attempts for a in own),
+    )
+
+
+def _ball(text: str) -> tuple[str, float | None]:
+    """Norm and radius of a threat; no radius where it is no ball of one size."""
+    try:
+        threat = parse_threat(text)
+    except ThreatError:
+        return text.partition(":")[0], None
+    eps = torch.as_tensor(getattr(threat, "eps", float("nan")), dtype=torch.float64)
+    known = eps.numel() == 1 and bool(torch.isfinite(eps).all())
+    return threat.norm, float(eps) if known else None
+
+
+def _verdict(clean: Clean, fate: _Fate, steps: tuple[Step, ...]) -> Verdict:
+    if clean.prediction != clean.y:
+        return Verdict.WRONG
+    outcomes = [attempt.outcome for attempt in fate.attempts.values()]
+    if Outcome.BROKEN in outcomes:
+        return Verdict.BROKEN
+    done = [stage for stage, _, _ in fate.attempts]
+    complete = all(done.count(step.stage) >= step.n_jobs for step in steps)
+    return Verdict.UNKNOWN if complete or Outcome.STOPPED in outcomes else Verdict.UNFINISHED
+
+
+def _radius(fate: _Fate, verdict: Verdict, eps: float | None) -> float | None:
+    """The smallest change known to break the sample."""
+    if verdict is Verdict.WRONG:
+        return 0.0
+    if verdict is not Verdict.BROKEN:
+        return None
+    winner = fate.winner
+    sizes = [fate.radius.radius] if fate.radius else []
+    sizes += [winner.distance] if winner and winner.distance is not None else []
+    return min(sizes, default=eps)
+
+
+def _stages(
+    steps: tuple[Step, ...], verdicts: list[Verdict], attempts: list[list[Attempt]]
+) -> tuple[StageResult, ...]:
+    surviving = sum(v is not Verdict.WRONG for v in verdicts)
+    results = []
+    for step in steps:
+        own = [[a for a in row if a.stage == step.stage] for row in attempts]
+        flat = [a for row in own for a in row]
+        broken = [i for i, row in enumerate(own) if any(a.outcome is Outcome.BROKEN for a in row)]
+        surviving -= len(broken)
+        spent = [
+            sum(a.forward + a.backward for a in attempts[i] if a.stage <= step.stage)
+            for i in broken
+        ]
+        results.append(
+            StageResult(
+                stage=step.stage,
+                attack=step.label,
+                access=step.access,
+                n=len(verdicts),
+                n_entered=sum(bool(row) for row in own),
+                n_broken=len(broken),
+                n_surviving=surviving,
+                n_stopped=sum(any(a.outcome is Outcome.STOPPED for a in row) for row in own),
+                forward=sum(a.forward for a in flat),
+                backward=sum(a.backward for a in flat),
+                median_passes=float(median(spent)) if spent else None,
+                n_zero_gradients=sum(a.zero_gradients for a in flat),
+            )
+        )
+    return tuple(results)
