@@ -1,0 +1,219 @@
+"""Tables of the documentation, made from what exists: cards, cascades, commands, results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from holdfast import registry
+from holdfast.plan import cascades, load_cascade
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+IMAGES = Path(__file__).resolve().parent / "images"
+NORM_ORDER = ("linf", "l2", "l1", "l0")
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [list(header)]
+    lines += [["---"] * len(lines[0]), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _norms(norms: Iterable[str]) -> str:
+    order = {name: i for i, name in enumerate(NORM_ORDER)}
+    return ", ".join(sorted(norms, key=lambda name: order.get(name, len(order))))
+
+
+def attacks() -> str:
+    """Every attack: what it does, sees, and works with."""
+    cards = [kind.card for kind in registry.attacks().values()]
+    rows = (
+        (f"[`{card.name}`](#attack-{card.name})", card.title, card.access.value, _norms(card.norms))
+        for card in cards
+    )
+    return table(("name", "what it does", "needs", "norms"), rows)
+
+
+def attack_cards() -> str:
+    """Every attack with its paper and its options."""
+    return "\n\n".join(_attack(kind) for kind in registry.attacks().values())
+
+
+def _attack(kind: Any) -> str:
+    card = kind.card
+    facts = [
+        f"{card.title[0].upper()}{card.title[1:]}.",
+        f"*{card.paper}.*",
+        f"Needs {card.access.value}; norms {_norms(card.norms)}; "
+        f"{'draws random numbers' if card.is_stochastic else 'draws no random numbers'}"
+        f"{'; looks for the smallest change' if card.is_minimal else ''}. "
+        f"In Python: {{py:class}}`~{kind.__module__}.{kind.__name__}`.",
+    ]
+    meanings = _documented(kind.__doc__ or "")
+    rows = (
+        (f"`{field.name}`", f"`{field.default}`", meanings.get(field.name, ""))
+        for field in dataclasses.fields(kind)
+    )
+    options = table(("option", "default", "meaning"), rows)
+    return "\n\n".join([f"(attack-{card.name})=\n### {card.name}", *facts, options])
+
+
+def _documented(docstring: str) -> dict[str, str]:
+    """The entries of a docstring's ``Attributes:`` section."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in docstring.partition("Attributes:")[2].splitlines():
+        indent, text = len(line) - len(line.lstrip()), line.strip()
+        if indent == 8 and ":" in text:
+            name, _, text = text.partition(":")
+            found[name] = text.strip()
+        elif indent > 8 and name:
+            found[name] += f" {text}"
+        elif text:
+            break
+    return {key: text.replace("``", "`") for key, text in found.items()}
+
+
+def attack_modules() -> str:
+    """Directives for the reference of every attack's module."""
+    return _automodules(registry.attacks().values())
+
+
+def threat_modules() -> str:
+    """Directives for the reference of every threat's module."""
+    return _automodules(map(registry.perturbation, registry.threats()))
+
+
+def _automodules(kinds: Iterable[type]) -> str:
+    names = dict.fromkeys(kind.__module__ for kind in kinds)
+    lines = [f".. automodule:: {name}" for name in names]
+    return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def threats() -> str:
+    """Every threat that can be written as text."""
+    return table(
+        ("write", "what may change"),
+        ((f"`{name}:SIZE`", text) for name, text in registry.threats().items()),
+    )
+
+
+def cascade_tables() -> str:
+    """Every named cascade with its stages."""
+    return "\n\n".join(_cascade(name, summary) for name, summary in cascades().items())
+
+
+def _cascade(name: str, summary: str) -> str:
+    rows = (
+        (i, f"`{stage.describe()}`", _norms(stage.norms) or "all that the attack can do")
+        for i, stage in enumerate(load_cascade(name), start=1)
+    )
+    stages = table(("stage", "attack", "norms"), rows)
+    return f"## {name}\n\n{summary[0].upper()}{summary[1:]}.\n\n{stages}"
+
+
+def commands() -> str:
+    """Every command of the command line with its options, as its own help tells them."""
+    import typer.main
+
+    from holdfast.cli import app
+
+    group = typer.main.get_command(app)
+    subcommands = getattr(group, "commands", {})
+    return "\n\n".join(_command(name, command) for name, command in subcommands.items())
+
+
+def _command(name: str, command: Any) -> str:
+    words = (command.help or "").replace("\b", "").strip()
+    rows = []
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        is_option = parameter.param_type_name == "option"
+        flags = ", ".join(f"`{flag}`" for flag in parameter.opts)
+        label = flags if is_option else f"`{parameter.human_readable_name}`"
+        rows.append((label, getattr(parameter, "help", None) or ""))
+    options = table(("argument or option", "meaning"), rows) if rows else ""
+    inner = [_command(f"{name} {sub}", c) for sub, c in getattr(command, "commands", {}).items()]
+    return "\n\n".join([f"### holdfast {name}", f"```text\n{words}\n```", options, *inner])
+
+
+def result(name: str, columns: dict[str, str]) -> str:
+    """A result file as a table, with where and how it was measured below it."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return f"*Not measured yet: `python benchmarks/{name}.py` writes the result.*"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    rows = ([_value(row.get(key, "")) for key in columns.values()] for row in content["rows"])
+    machine = content["machine"]
+    where = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
+    where += f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
+    versions = ", ".join(f"{key} {value}" for key, value in content["versions"].items())
+    note = (
+        f"Measured {content['measured']} at commit `{content['commit']}` on {where}; {versions}. "
+        f"Again: `{content['command']}`."
+    )
+    return f"{table(columns, rows)}\n\n{note}"
+
+
+def chart(name: str) -> str:
+    """The chart of a result, where it was drawn."""
+    file = IMAGES / f"{name}.svg"
+    return f"![The table below as bars](images/{file.name})" if file.is_file() else ""
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_PEER_COLUMNS = {
+    "model": "model",
+    "attack": "attack",
+    "library": "library",
+    "seconds": "seconds",
+    "forward passes per sample": "forward_per_sample",
+    "backward passes per sample": "backward_per_sample",
+    "fooled": "success",
+}
+_RESULTS: dict[str, dict[str, str]] = {
+    "engine_cost": {
+        "device": "device",
+        "": "library",
+        "seconds": "seconds",
+        "bare loop = 1": "ratio",
+    },
+    "retirement": {
+        "model": "model",
+        "": "way",
+        "passes per sample": "passes_per_sample",
+        "share of fixed": "share_of_fixed",
+        "fooled": "success",
+        "seconds": "seconds",
+    },
+    "peers": _PEER_COLUMNS,
+    "verdicts": {"what": "what", "asked": "asked", "measured": "value"},
+}
+
+
+def all_tables() -> dict[str, str]:
+    """Every table by the name that pages write in double braces."""
+    makers: list[Callable[[], str]] = [
+        attacks,
+        attack_cards,
+        attack_modules,
+        threats,
+        threat_modules,
+        cascade_tables,
+        commands,
+    ]
+    tables = {maker.__name__: maker() for maker in makers}
+    tables |= {f"chart_{name}": chart(name) for name in _RESULTS}
+    return tables | {f"result_{name}": result(name, columns) for name, columns in _RESULTS.items()}
