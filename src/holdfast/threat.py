@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, Self, runtime_checkable
@@ -88,8 +88,15 @@ class AllowedSet(Protocol):
         """The member nearest to ``z`` in the Euclidean sense."""
         ...
 
-    def direction(self, gradient: Tensor) -> Tensor:
-        """The steepest ascent direction of unit size in the set's own geometry."""
+    def direction(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
+        """The steepest ascent direction of unit size in the set's own geometry.
+
+        ``at`` is the point it starts from, for geometries where it matters.
+        """
+        ...
+
+    def natural_step(self, steps: int) -> Tensor:
+        """A step size ``(n,)`` along :meth:`direction` that crosses the set within ``steps``."""
         ...
 
     def maximise_linear(self, gradient: Tensor) -> Tensor:
@@ -128,6 +135,15 @@ class Threat(Protocol):
     @property
     def norm(self) -> str:
         """The geometry: ``linf``, ``l2``, ``l1``, ``l0`` or the name of another set."""
+        ...
+
+    @property
+    def size(self) -> Tensor:
+        """The radius, one number or one per sample; 0 where nothing may change."""
+        ...
+
+    def select(self, rows: Sequence[int]) -> Threat:
+        """The threat for some samples: a radius per sample is cut to them."""
         ...
 
     def bind(self, x: Tensor, domain: Domain) -> AllowedSet:

@@ -26,10 +26,11 @@ def clipped_l2_scale(d: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Te
         room = (eps.square() - clipped).clamp_min(0.0)
         is_free = free > 0
         new = torch.where(is_free, (room / torch.where(is_free, free, 1.0)).sqrt(), s)
-        new = torch.maximum(new, s)
-        if bool((new <= s * (1 + 1e-15)).all()):
+        # a row that has converged stays where it is, however many rounds its neighbours need
+        grows = new > s * (1 + 1e-14)
+        if not bool(grows.any()):
             break
-        s = new
+        s = torch.where(grows, new, s)
     return s
 
 

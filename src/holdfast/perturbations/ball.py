@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar, final
@@ -78,6 +79,17 @@ class Ball:
                 f"or a fraction, e.g. {example}."
             ) from None
         return cls(norm, eps, size)
+
+    @property
+    def size(self) -> Tensor:
+        """The radius as a float64 tensor, one number or ``(n,)``."""
+        return torch.as_tensor(self.eps, dtype=torch.float64)
+
+    def select(self, rows: Sequence[int]) -> Ball:
+        """The ball for some samples."""
+        if self.size.numel() == 1:
+            return self
+        return Ball(self.norm, self.size[list(rows)], self.text)
 
     def bind(self, x: Tensor, domain: Domain) -> AllowedSet:
         """The ball around each sample of ``x`` ``(n, *shape)``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from holdfast.engine.random import Rng
 from holdfast.rows import static_field
 
-NORM = "l0"
+
+_REACH = 20.0
 
 
 @final
@@ -21,6 +22,8 @@ class L0Ball:
 
     A coordinate is one number of the input: a colour image has three per pixel.
     """
+
+    geometry: ClassVar[str] = "l0"
 
     x: Tensor
     radius: Tensor
@@ -53,10 +56,17 @@ class L0Ball:
         gain = (z - self.x).square() - (z - clipped).square()
         return self._keep(clipped, gain)
 
-    def direction(self, gradient: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """``gradient / max |gradient|``: the projection chooses the coordinates."""
         size = gradient.abs().flatten(1).amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
         return gradient / size.reshape(-1, *(1,) * (gradient.ndim - 1))
+
+    def natural_step(self, steps: int) -> Tensor:
+        """Many times the domain's width: the projection then keeps the coordinates with the largest
+        ``gradient * room``, with some preference for those it kept before.
+        """
+        width = _REACH * (self.box_upper - self.box_lower).max()
+        return width.to(self.radius).expand_as(self.radius).clone()
 
     def maximise_linear(self, gradient: Tensor) -> Tensor:
         """Move the coordinates with the largest gain to the end of the box."""

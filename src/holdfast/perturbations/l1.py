@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from holdfast.engine.random import Rng
 from holdfast.perturbations._scaling import soft_threshold_level
 from holdfast.rows import like, static_field
 
-NORM = "l1"
-
 
 @final
 @dataclass(frozen=True, slots=True)
 class L1Ball:
     """``{z : ||z - x||_1 <= eps, box_lower <= z <= box_upper}``; see ``AllowedSet``."""
+
+    geometry: ClassVar[str] = "l1"
 
     x: Tensor
     radius: Tensor
@@ -56,15 +56,22 @@ class L1Ball:
         z = self.x + delta.to(self.x.dtype).reshape(self.x.shape)
         return torch.minimum(torch.maximum(z, self.box_lower), self.box_upper)
 
-    def direction(self, gradient: Tensor) -> Tensor:
-        """The signed unit vector of the largest gradient entry.
+    def direction(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
+        """The signed unit vector of the largest gradient entry that the box still lets move.
 
         Attacks that spread a step over several coordinates (l1-APGD) choose their own.
         """
+        if at is not None:
+            end = torch.where(gradient > 0, self.box_upper, self.box_lower)
+            gradient = torch.where(at == end, 0.0, gradient)
         g = gradient.flatten(1)
         best = g.abs().argmax(1, keepdim=True)
         unit = torch.zeros_like(g).scatter_(1, best, g.gather(1, best).sign())
         return unit.reshape(gradient.shape)
+
+    def natural_step(self, steps: int) -> Tensor:
+        """2.5 times the radius over the steps (Madry et al., 2018)."""
+        return self.radius * min(1.0, 2.5 / steps)
 
     def maximise_linear(self, gradient: Tensor) -> Tensor:
         """Greedy: fill the coordinates with the largest gradient up to the box."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -12,13 +12,13 @@ from holdfast.engine.random import Rng
 from holdfast.perturbations._scaling import clipped_l2_scale
 from holdfast.rows import like, static_field
 
-NORM = "l2"
-
 
 @final
 @dataclass(frozen=True, slots=True)
 class L2Ball:
     """``{z : ||z - x||_2 <= eps, box_lower <= z <= box_upper}``; see ``AllowedSet``."""
+
+    geometry: ClassVar[str] = "l2"
 
     x: Tensor
     radius: Tensor
@@ -64,10 +64,14 @@ class L2Ball:
         s = clipped_l2_scale(d.double().flatten(1), lower, upper, self.radius[rows].double())
         return self._clip(x + like(s.clamp_max(1.0).to(d.dtype), d) * d)
 
-    def direction(self, gradient: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """``gradient / ||gradient||_2``; zero where the gradient is zero."""
         norm = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
         return gradient / like(norm, gradient)
+
+    def natural_step(self, steps: int) -> Tensor:
+        """2.5 times the radius over the steps (Madry et al., 2018)."""
+        return self.radius * min(1.0, 2.5 / steps)
 
     def maximise_linear(self, gradient: Tensor) -> Tensor:
         """``x + clip(s gradient)`` with the largest s that the ball allows."""

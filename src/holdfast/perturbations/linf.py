@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -11,13 +11,13 @@ from torch import Tensor
 from holdfast.engine.random import Rng
 from holdfast.rows import like, static_field
 
-NORM = "linf"
-
 
 @final
 @dataclass(frozen=True, slots=True)
 class LinfBall:
     """``{z : |z - x| <= eps, box_lower <= z <= box_upper}``, a box; see ``AllowedSet``."""
+
+    geometry: ClassVar[str] = "linf"
 
     x: Tensor
     radius: Tensor
@@ -41,9 +41,13 @@ class LinfBall:
         """Coordinate by coordinate."""
         return torch.minimum(torch.maximum(z, self.lower), self.upper)
 
-    def direction(self, gradient: Tensor) -> Tensor:
+    def direction(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
         """``sign(gradient)``."""
         return gradient.sign()
+
+    def natural_step(self, steps: int) -> Tensor:
+        """2.5 times the radius over the steps (Madry et al., 2018)."""
+        return self.radius * min(1.0, 2.5 / steps)
 
     def maximise_linear(self, gradient: Tensor) -> Tensor:
         """The corner that the gradient points to; coordinates without gradient stay."""

@@ -1,0 +1,234 @@
+"""Auto-PGD (Croce and Hein, 2020, arXiv:2003.01690; in l1: 2021, arXiv:2103.01208).
+
+Differences from the authors' code: the window of the first checkpoint compares with the loss of the
+start (theirs with zero, which counts one increase too many), rows stop the moment they fool the
+model, and the losses are defined for any number of classes. In l1, coordinates that the box holds
+are left out of a step, and the warm-up with larger radii is left out: every point is allowed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks._losses import loss_named
+from holdfast.attacks._options import require_at_least
+from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Query
+from holdfast.rows import like
+from holdfast.threat import Access, AllowedSet
+
+_FIRST_WINDOW, _SHRINK, _SHORTEST = 0.22, 0.03, 0.06  # of all steps; section 3 of the paper
+_L1_WINDOW = 0.04
+_L1_SHARE, _L1_SPREAD = 0.2, 1.5  # coordinates of a step: at first, and against those changed
+_L1_REDUCE, _L1_SMALLEST = 1.5, 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class APGDState:
+    """One row per run. Losses are to be maximised."""
+
+    x: Tensor
+    x_before: Tensor
+    x_best: Tensor
+    gradient_best: Tensor
+    loss: Tensor
+    loss_best: Tensor
+    loss_best_at_check: Tensor
+    n_increases: Tensor
+    was_reduced: Tensor
+    step_size: Tensor
+    share: Tensor
+    n_changed: Tensor
+    step: Tensor
+    y: Tensor
+    target: Tensor
+    allowed: AllowedSet
+    finished: Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class APGD(Attack):
+    """PGD with momentum that halves its own step size and goes back to its best point.
+
+    Attributes:
+        steps: Steps per restart; the whole schedule scales with them.
+        loss: ``ce``, ``margin`` or ``dlr``.
+        restarts: Independent random starts; the next runs only where the last one failed.
+        n_targets: 0: one untargeted run. Otherwise targeted runs at the likeliest wrong classes,
+            likeliest first (APGD-T with ``loss="dlr", n_targets=9``).
+        rho: Share of steps in a window that must raise the loss, or the step size is halved.
+        momentum: Weight of the new step against the last one.
+    """
+
+    card: ClassVar[Card] = Card(
+        name="apgd",
+        title="gradient steps with momentum that choose their own step size",
+        paper="Croce and Hein (2020), Reliable evaluation of adversarial robustness with an "
+        "ensemble of diverse parameter-free attacks, arXiv:2003.01690",
+        access=Access.GRADIENTS,
+        norms=frozenset({"linf", "l2", "l1"}),
+    )
+
+    steps: int = 100
+    loss: str = "ce"
+    restarts: int = 1
+    n_targets: int = 0
+    rho: float = 0.75
+    momentum: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Refuse options that make no sense."""
+        loss_named(self.loss)
+        require_at_least("apgd", steps=(self.steps, 1), restarts=(self.restarts, 1))
+        require_at_least("apgd", n_targets=(self.n_targets, 0), rho=(self.rho, 0))
+
+    @property
+    def max_queries(self) -> int:
+        """The start and one point per step."""
+        return self.steps + 1
+
+    def init(self, problem: Problem) -> APGDState:
+        """A random start; everything else is filled in by the first answer."""
+        allowed, n = problem.allowed, len(problem.x)
+        x = allowed.sample(problem.rng)
+        low = torch.full((n,), -torch.inf, device=x.device, dtype=torch.float32)
+        zero = torch.zeros_like(problem.y)
+        is_l1 = _is_l1(allowed)
+        factor = 1.0 if is_l1 else 2.0
+        return APGDState(
+            x=x,
+            x_before=x.clone(),
+            x_best=x.clone(),
+            gradient_best=torch.zeros_like(x),
+            loss=low,
+            loss_best=low.clone(),
+            loss_best_at_check=low.clone(),
+            n_increases=zero,
+            was_reduced=zero == 0,
+            step_size=factor * allowed.radius,
+            share=torch.full_like(low, _L1_SHARE),
+            n_changed=torch.full_like(low, float(x[0].numel())),
+            step=zero.clone(),
+            y=problem.y,
+            target=problem.target,
+            allowed=allowed,
+            finished=zero > 0,
+        )
+
+    def ask(self, state: APGDState) -> Query:
+        """Loss and gradient at the iterate."""
+        return Query(state.x, Objective(loss_named(self.loss), (state.y, state.target)))
+
+    def tell(self, state: APGDState, answer: Answer) -> APGDState:
+        """Remember the best point, adapt the step size, take a step."""
+        state = _remember(state, answer)
+        is_l1 = _is_l1(state.allowed)
+        state, to_best = (
+            _adapt_l1(state, self.steps) if is_l1 else _adapt(state, self.steps, self.rho)
+        )
+        mask = like(to_best, state.x)
+        x = torch.where(mask, state.x_best, state.x)
+        gradient = torch.where(mask, state.gradient_best, answer.gradients)
+        if is_l1:
+            x_next = _step_l1(state, x, gradient)
+        else:
+            x_next = _step(state, x, gradient, self.momentum)
+        step = state.step + 1
+        # the next difference is taken from where this step started, before any return to the best
+        return replace(state, x=x_next, x_before=x, step=step, finished=step > self.steps)
+
+
+def _is_l1(allowed: AllowedSet) -> bool:
+    return getattr(allowed, "geometry", "") == "l1"
+
+
+@cache
+def windows(steps: int) -> tuple[int, ...]:
+    """The length of the window that ends at each step, 0 where none does: index 0 to steps."""
+    length, shortest = max(int(_FIRST_WINDOW * steps), 1), max(int(_SHORTEST * steps), 1)
+    shrink = max(int(_SHRINK * steps), 1)
+    ends, at = [0] * (steps + 1), length
+    while at <= steps:
+        ends[at] = length
+        length = max(length - shrink, shortest)
+        at += length
+    return tuple(ends)
+
+
+def _remember(state: APGDState, answer: Answer) -> APGDState:
+    """The best point so far, and whether the loss rose."""
+    loss = answer.losses.float()
+    is_better = loss > state.loss_best
+    mask = like(is_better, state.x)
+    return replace(
+        state,
+        x_best=torch.where(mask, state.x, state.x_best),
+        gradient_best=torch.where(mask, answer.gradients, state.gradient_best),
+        loss_best=torch.where(is_better, loss, state.loss_best),
+        n_increases=state.n_increases + ((loss > state.loss) & (state.step > 0)),
+        loss_best_at_check=torch.where(state.step > 0, state.loss_best_at_check, loss),
+        loss=loss,
+    )
+
+
+def _adapt(state: APGDState, steps: int, rho: float) -> tuple[APGDState, Tensor]:
+    """At the end of a window: halve the step size where the window brought too little."""
+    table = torch.tensor(windows(steps), device=state.step.device)
+    window = table[state.step.clamp_max(steps)]
+    is_end = window > 0
+    too_few = state.n_increases <= rho * window
+    no_gain = ~state.was_reduced & (state.loss_best_at_check >= state.loss_best)
+    reduce = is_end & (too_few | no_gain)
+    return replace(
+        state,
+        step_size=torch.where(reduce, state.step_size / 2, state.step_size),
+        was_reduced=torch.where(is_end, reduce, state.was_reduced),
+        loss_best_at_check=torch.where(is_end, state.loss_best, state.loss_best_at_check),
+        n_increases=torch.where(is_end, 0, state.n_increases),
+    ), reduce
+
+
+def _step(state: APGDState, x: Tensor, gradient: Tensor, momentum: float) -> Tensor:
+    """``z = P(x + eta d)``, then ``P(x + a (z - x) + (1 - a) (x - x_before))``."""
+    allowed = state.allowed
+    direction = allowed.direction(gradient)
+    z = allowed.project(x + like(state.step_size, x) * direction)
+    a = like(torch.where(state.step > 0, momentum, 1.0).to(x.dtype), x)
+    return allowed.project(x + a * (z - x) + (1 - a) * (x - state.x_before))
+
+
+def _adapt_l1(state: APGDState, steps: int) -> tuple[APGDState, Tensor]:
+    """Every few steps: spread the step over as many coordinates as the best point changed."""
+    window = max(int(_L1_WINDOW * steps), 1)
+    is_end = (state.step > 0) & (state.step % window == 0)
+    n_changed = (state.x_best != state.allowed.x).flatten(1).sum(1).float()
+    got_sparser = n_changed < 0.95 * state.n_changed
+    radius = state.allowed.radius
+    reduced = (state.step_size / _L1_REDUCE).clamp_min(0).maximum(radius / _L1_SMALLEST)
+    step_size = torch.where(got_sparser, radius, reduced)
+    share = n_changed / (_L1_SPREAD * state.x[0].numel())
+    return replace(
+        state,
+        step_size=torch.where(is_end, step_size, state.step_size),
+        share=torch.where(is_end, share, state.share),
+        n_changed=torch.where(is_end, n_changed, state.n_changed),
+    ), is_end & got_sparser
+
+
+def _step_l1(state: APGDState, x: Tensor, gradient: Tensor) -> Tensor:
+    """A step on the largest entries of the gradient, equally long in each."""
+    allowed = state.allowed
+    lower, upper = allowed.hull()
+    held = ((gradient > 0) & (x >= upper)) | ((gradient < 0) & (x <= lower))
+    g = torch.where(held, 0.0, gradient).flatten(1)
+    m = g.shape[1]
+    n_moved = (state.share * m).long().clamp(1, m)
+    level = g.abs().sort(dim=1).values.gather(1, (m - n_moved)[:, None])
+    chosen = torch.where(g.abs() >= level, g, 0.0).sign()
+    length = state.step_size / chosen.abs().sum(1).clamp_min(1.0)
+    return allowed.project(x + (length[:, None] * chosen).reshape(x.shape))

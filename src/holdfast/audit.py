@@ -1,0 +1,123 @@
+"""``holdfast.audit``: the whole question in one call."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from holdfast.data import Data, as_data
+from holdfast.engine.run import run
+from holdfast.errors import PlanError
+from holdfast.events import Event
+from holdfast.model import Model
+from holdfast.plan import Budget, DataSpec, ModelSpec, Plan, Stage
+from holdfast.threat import Access, Threat, parse_threat
+
+if TYPE_CHECKING:
+    from holdfast.reports.report import Report
+
+
+def audit(
+    model: Model | nn.Module | Callable[..., Any] | str,
+    data: Data | tuple[Any, Any] | str | Any,
+    threat: Threat | str | Sequence[Threat | str],
+    *,
+    cascade: str | Sequence[Stage | dict[str, Any]] = "standard",
+    budget: Budget | str | None = None,
+    target: str | int | None = None,
+    access: Access | str | None = None,
+    quantise: str | None = None,
+    curve_steps: int = 6,
+    n: int | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    device: str | None = None,
+    out: str | Path | None = None,
+    on_event: Callable[[Event], None] | None = None,
+) -> Report:
+    """Can small changes of the input change this model's answer, how often, and how sure is that?
+
+    Args:
+        model: A ``torch.nn.Module`` or callable with inputs in [0, 1] and logits out; a
+            :class:`~holdfast.Model` for other domains, normalisation inside or other access; or a
+            reference as on the command line (a ``.pt2`` or ``.onnx`` file, ``package.module:name``).
+        data: ``(x, y)`` tensors or arrays, a ``Dataset``, a ``DataLoader``, or a path or name.
+        threat: ``"linf:8/255"``, ``"l2:0.5"``, ``"l1:12"``, ``"l0:20"``, a threat object, or
+            several of them: each is audited, and their union reported.
+        cascade: ``"standard"``, ``"quick"``, the path of a TOML file, or the stages themselves, e.g.
+            ``[{"attack": "pgd", "steps": 40}]``.
+        budget: ``"10min"``, ``"200passes"`` (per sample), ``"1000queries"``; None: no limit.
+        target: None for any wrong answer, a class, or ``random``, ``least_likely``, ``runner_up``.
+        access: ``gradients``, ``scores`` or ``labels``; None: all that the model gives.
+        quantise: ``"8bit"`` counts only adversarial inputs that survive rounding to 8 bits.
+        curve_steps: Forward passes per broken sample for the accuracy-against-eps curve.
+        n: Audit the first n samples.
+        seed: Of all random numbers.
+        batch_size: Inputs in flight; the result does not depend on it.
+        device: Where to run; None: where the model is.
+        out: Directory for the journal; a second call with the same plan goes on with it. None: a
+            temporary one, removed with the report.
+        on_event: Called with every event, for progress.
+
+    Returns:
+        The report; ``report.save("report.html")`` writes it, ``print(report)`` summarises it.
+
+    Raises:
+        InputError: where model, data, threat and options do not fit together.
+        ModelCrash: where the model raises in the middle.
+    """
+    from holdfast.reports.report import Report
+
+    described = ModelSpec(source=model) if isinstance(model, str) else ModelSpec()
+    wrapped = _model(model, device, batch_size, access)
+    threats = _threats(threat)
+    plan = Plan(
+        model=described,
+        data=DataSpec(source=data if isinstance(data, str) else "", n=n),
+        threats=tuple(t.describe() for t in threats),
+        target=target,
+        access=Access(access) if access is not None else wrapped.access,
+        **_stages(cascade),
+        seed=seed,
+        budget=Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
+        quantise=quantise,  # type: ignore[arg-type]
+        curve_steps=curve_steps,
+        batch_size=batch_size,
+        device=device,
+    )
+    holder = tempfile.TemporaryDirectory(prefix="holdfast-") if out is None else None
+    directory = Path(holder.name) if holder is not None else Path(str(out))
+    for event in run(plan, wrapped, as_data(data, n), directory, threats):
+        if on_event is not None:
+            on_event(event)
+    return Report.load(directory, holder=holder)
+
+
+def _model(
+    model: Any, device: str | None, batch_size: int | None, access: Access | str | None
+) -> Model:
+    if isinstance(model, Model):
+        return model
+    options = {"device": device, "batch_size": batch_size, "access": access}
+    if isinstance(model, (str, Path)):
+        from holdfast.loading import load_model
+
+        return load_model(str(model), **options)
+    return Model(model, **options)
+
+
+def _threats(given: Threat | str | Sequence[Threat | str]) -> tuple[Threat, ...]:
+    several = [given] if isinstance(given, (str, Threat)) else list(given)
+    if not several:
+        raise PlanError("No threat was given. Give at least one, e.g. 'linf:8/255'.")
+    return tuple(parse_threat(t) if isinstance(t, str) else t for t in several)
+
+
+def _stages(cascade: str | Sequence[Stage | dict[str, Any]]) -> dict[str, Any]:
+    if isinstance(cascade, str):
+        return {"cascade": cascade}
+    return {"cascade": "custom", "stages": tuple(Stage.model_validate(s) for s in cascade)}

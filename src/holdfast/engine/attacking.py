@@ -1,0 +1,262 @@
+"""The attacks of one threat: which job every sample has next, and the slots that run them.
+
+Every sample walks through the cascade on its own, one job at a time, and leaves it when it falls.
+Waiting samples stand in one queue: earlier jobs first, and among equals those closest to falling.
+"""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.attacks.base import Problem
+from holdfast.engine.cascade import Step, rank_wrong, walk
+from holdfast.engine.judge import judge
+from holdfast.engine.ledger import REUSED, Standing
+from holdfast.engine.random import Rng
+from holdfast.engine.slots import NO_LIMIT, Ended, Job, Rules, Slots
+from holdfast.events import Event, PhaseDone
+from holdfast.record import Attempt, Outcome
+from holdfast.threat import Threat
+
+if TYPE_CHECKING:
+    from holdfast.engine.run import Context
+
+
+class Attacking:
+    """One threat's attacks, under way."""
+
+    def __init__(self, context: Context, threat: Threat, steps: Sequence[Step]) -> None:
+        self.context, self.threat, self.steps = context, threat, steps
+        self.text = threat.describe()
+        self.standing: Standing = context.ledger.standing(self.text)
+        self.n_unfinished = 0
+        self._counts = [self._n_jobs(step) for step in steps]
+        self._queue: list[tuple[int, int, float, int]] = []
+        self._active = [0] * len(steps)
+        self._announced = 0
+
+    # ------------------------------------------------------------------ walks
+
+    def _n_jobs(self, step: Step) -> int:
+        """How many jobs a sample has in this step; the same for all."""
+        others = list(range(self.context.model.n_classes - 1))
+        goal = 0 if self.context.plan.goal.is_targeted else -1
+        return len(walk(step, others, goal))
+
+    def _place(self, sample: int) -> tuple[int, int] | None:
+        """Where a sample stands: (step, job within it); None at the end."""
+        at = int(self.standing.position[sample])
+        for i, count in enumerate(self._counts):
+            if at < count:
+                return i, at
+            at -= count
+        return None
+
+    def _wait(self, sample: int) -> bool:
+        """Put a sample in the queue, unless its walk is over."""
+        place = self._place(sample)
+        if place is None or self._is_done(sample):
+            return False
+        step, job = place
+        margin = max(float(self.standing.margin[sample]), float(self.context.ledger.margin[sample]))
+        heapq.heappush(self._queue, (step, job, -margin, sample))
+        self._active[step] += 1
+        return True
+
+    def _is_done(self, sample: int) -> bool:
+        standing = self.standing
+        return bool(standing.is_broken[sample] or standing.is_stopped[sample])
+
+    # ------------------------------------------------------------------ running
+
+    def run(self) -> Iterator[Event]:
+        """All jobs, until every walk is over or the time is."""
+        self._reuse()
+        for sample in np.flatnonzero(self.context.ledger.is_correct).tolist():
+            if not self._is_eps_zero(sample):
+                self._wait(sample)
+        slots = Slots(
+            self.context.model,
+            self.context.slots,
+            Rules(quantise=self.context.plan.quantise is not None),
+        )
+        while self._queue or not slots.is_empty:
+            if self.context.is_over_time:
+                self.n_unfinished = sum(self._active)
+                return
+            self._refill(slots)
+            ended = slots.tick()
+            self._record(ended)
+            yield from self._say()
+        yield from self._say(is_end=True)
+
+    def _is_eps_zero(self, sample: int) -> bool:
+        """A set without any change cannot change the answer: nothing to attack."""
+        return float(self.threat.select([sample]).size) == 0.0
+
+    def _refill(self, slots: Slots) -> None:
+        free = slots.free
+        taken: list[tuple[int, int, int]] = []
+        while self._queue and len(taken) < free:
+            step, job, _, sample = heapq.heappop(self._queue)
+            taken.append((step, job, sample))
+        for step in sorted({s for s, _, _ in taken}):
+            group = [(job, sample) for s, job, sample in taken if s == step]
+            self._start(slots, self.steps[step], step, group)
+
+    def _start(self, slots: Slots, step: Step, number: int, group: list[tuple[int, int]]) -> None:
+        """Start one job for each (job, sample) of ``group``, all of one step."""
+        context = self.context
+        samples = [sample for _, sample in group]
+        x, y = context.fetch(samples)
+        logits = context.logits_file().read(samples).to(x.device)
+        goal = torch.from_numpy(context.ledger.goal[samples]).to(x.device)
+        ranked = rank_wrong(logits, y, step.attack.option("n_targets", 0)).tolist()
+        pairs = [
+            walk(step, row, g)[job]
+            for (job, _), row, g in zip(group, ranked, goal.tolist(), strict=True)
+        ]
+        target = torch.tensor([t for t, _ in pairs], device=x.device)
+        restart = torch.tensor([r for _, r in pairs], device=x.device)
+        allowed = context.bind(self.threat, x, samples)
+        rng = self._rng(samples, x.device, number).fold(target).fold(restart)
+        jobs = [
+            Job(sample, number, t, r, *self._limits(sample))
+            for sample, (t, r) in zip(samples, pairs, strict=True)
+        ]
+        slots.add(step.attack, jobs, Problem(x, y, target, allowed, rng, logits), goal)
+
+    def _rng(self, samples: list[int], device: torch.device, number: int) -> Rng:
+        """By seed, sample, threat and stage; not by the sample's place in the data."""
+        keys = self.context.seen.keys[samples].to(device)
+        return Rng(keys).fold(self.context.plan.seed).fold(_number(self.text)).fold(number)
+
+    def _limits(self, sample: int) -> tuple[int, int]:
+        """What is left of the sample's budget."""
+        budget, standing = self.context.plan.budget, self.standing
+        forward, backward = int(standing.forward[sample]), int(standing.backward[sample])
+        passes = NO_LIMIT if budget.passes is None else budget.passes - forward - backward
+        queries = NO_LIMIT if budget.queries is None else budget.queries - forward
+        return passes, queries
+
+    # ------------------------------------------------------------------ recording
+
+    def _record(self, ended: list[Ended]) -> None:
+        """Adversarial inputs to their file, then attempts to the journal, then the next jobs."""
+        broken = [one for one in ended if one.x_adv is not None]
+        if broken:
+            rows = [one.job.sample for one in broken]
+            points = torch.stack([one.x_adv for one in broken if one.x_adv is not None])
+            self.context.adversarial_file(self.text).write(rows, points)
+        self.context.append([self._attempt(one) for one in ended])
+        for one in ended:
+            self._active[one.job.stage] -= 1
+            self._wait(one.job.sample)
+
+    def _attempt(self, ended: Ended) -> Attempt:
+        job, step = ended.job, self.steps[ended.job.stage]
+        return Attempt(
+            threat=self.text,
+            sample=job.sample,
+            stage=step.stage,
+            attack=step.label,
+            target=job.target,
+            restart=job.restart,
+            outcome=ended.outcome,
+            forward=ended.forward,
+            backward=ended.backward,
+            margin=max(ended.margin, float(self.context.ledger.margin[job.sample])),
+            loss=max(ended.loss, 0.0),
+            confidence=ended.confidence,
+            prediction=ended.prediction,
+            prediction_confidence=ended.prediction_confidence,
+            distance=ended.distance,
+            rejected=ended.rejected,
+            zero_gradients=ended.zero_gradients,
+        )
+
+    def _reuse(self) -> None:
+        """What broke a sample under another threat may be allowed under this one as well."""
+        context = self.context
+        for other, standing in list(context.ledger.standings.items()):
+            is_new = standing.is_broken & context.ledger.is_correct & ~self.standing.is_broken
+            if other == self.text or not is_new.any():
+                continue
+            rows = np.flatnonzero(is_new).tolist()
+            for start in range(0, len(rows), context.slots):
+                self._reuse_rows(other, rows[start : start + context.slots])
+
+    def _reuse_rows(self, other: str, rows: list[int]) -> None:
+        context = self.context
+        x, y = context.fetch(rows)
+        allowed = context.bind(self.threat, x, rows)
+        x_adv = context.adversarial_file(other).read(rows).to(x.device)
+        goal = torch.from_numpy(context.ledger.goal[rows]).to(x.device)
+        quantise = context.plan.quantise is not None
+        found = judge(context.model, x_adv, allowed, y, goal, quantise)
+        chosen = found.accepted.nonzero().squeeze(1).tolist()
+        if not chosen:
+            return
+        samples = [rows[i] for i in chosen]
+        context.adversarial_file(self.text).write(samples, found.points[chosen])
+        distances = allowed.distance(found.points)
+        context.append(
+            [
+                self._reused(other, rows[i], int(y[i]), found.logits[i], float(distances[i]))
+                for i in chosen
+            ]
+        )
+
+    def _reused(self, other: str, sample: int, y: int, logits: Tensor, distance: float) -> Attempt:
+        chance = logits.softmax(0)
+        answer = int(logits.argmax())
+        wrong = torch.cat([logits[:y], logits[y + 1 :]]).max()
+        return Attempt(
+            threat=self.text,
+            sample=sample,
+            stage=REUSED,
+            attack=f"found under {other}",
+            outcome=Outcome.BROKEN,
+            forward=2,
+            backward=0,
+            margin=float(wrong - logits[y]),
+            loss=float(-logits.log_softmax(0)[y]),
+            confidence=float(chance[y]),
+            prediction=answer,
+            prediction_confidence=float(chance[answer]),
+            distance=distance,
+        )
+
+    # ------------------------------------------------------------------ speaking
+
+    def _say(self, is_end: bool = False) -> Iterator[Event]:
+        context = self.context
+        while self._announced < len(self.steps) and not sum(self._active[: self._announced + 1]):
+            step = self.steps[self._announced]
+            passes = int(self.standing.forward.sum() + self.standing.backward.sum())
+            yield PhaseDone(
+                self.text,
+                step.label,
+                context.ledger.robust_accuracy(self.text, step.stage),
+                context.ledger.clean_accuracy,
+                passes / context.ledger.n,
+                context.seconds,
+            )
+            self._announced += 1
+        if self._announced < len(self.steps) and not is_end:
+            step = self.steps[self._announced]
+            waiting = sum(self._active[: self._announced + 1])
+            total = int(context.ledger.is_correct.sum())
+            yield from context.progress(self.text, step.label, total - waiting, total)
+
+
+def _number(text: str) -> int:
+    """A stable number for a threat's text."""
+    return zlib.crc32(text.encode())

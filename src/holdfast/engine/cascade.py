@@ -1,0 +1,96 @@
+"""From a plan's stages to jobs: which attacks fit, and what a sample does next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast import registry
+from holdfast.attacks.base import Attack
+from holdfast.engine.random import Rng
+from holdfast.errors import PlanError
+from holdfast.plan import Stage
+from holdfast.record import Finding
+from holdfast.threat import Access, Goal
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One stage that fits: its place in the plan, its label, its attack."""
+
+    stage: int
+    label: str
+    attack: Attack
+
+
+def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[Step], list[Finding]]:
+    """The stages that can run in this norm with this access, and what is left out and why.
+
+    Raises:
+        PlanError: where none fits.
+    """
+    steps, findings = [], []
+    for i, stage in enumerate(stages):
+        attack = registry.attack(stage.attack, **stage.options)
+        card = attack.card
+        if (stage.norms and norm not in stage.norms) or norm not in card.norms:
+            reason = f"it does not work in {norm}"
+        elif not access.allows(card.access):
+            reason = f"it needs {card.access.value}, and the attacker sees {access.value} only"
+        else:
+            steps.append(Step(i, stage.describe(), attack))
+            continue
+        if stage.norms and norm not in stage.norms:
+            continue  # the cascade itself reserves this stage for other norms
+        text = f"The attack {stage.describe()} was left out: {reason}."
+        findings.append(Finding(code="attack_left_out", level="info", text=text))
+    if not steps:
+        names = ", ".join(stage.attack for stage in stages)
+        raise PlanError(
+            f"No attack of the cascade ({names}) works in {norm} with access to {access.value}. "
+            "Give the attacker more access, or a cascade with attacks for it "
+            "('holdfast list attacks' shows what each one needs)."
+        )
+    return steps, findings
+
+
+def walk(step: Step, ranked: Sequence[int], goal: int) -> list[tuple[int, int]]:
+    """The jobs of one sample in one stage, in order: (target, restart).
+
+    ``ranked`` are the wrong classes, likeliest first; ``goal`` is the class that a targeted
+    attacker wants, or -1.
+    """
+    n_targets = step.attack.option("n_targets", 0)
+    targets = [goal] if goal >= 0 or n_targets == 0 else list(ranked[:n_targets])
+    restarts = step.attack.option("restarts", 1)
+    return [(target, restart) for restart in range(restarts) for target in targets]
+
+
+def rank_wrong(logits: Tensor, y: Tensor, n: int) -> Tensor:
+    """The ``n`` likeliest wrong classes ``(m, n)``, or as many as there are."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(n, logits.shape[1] - 1), dim=1).indices
+
+
+def goals(goal: Goal, logits: Tensor, y: Tensor, rng: Rng) -> Tensor:
+    """The class that the attacker wants of each sample ``(n,)``; -1 for any wrong one.
+
+    Raises:
+        PlanError: where the class does not exist.
+    """
+    if goal.target is None:
+        return torch.full_like(y, -1)
+    k = logits.shape[1]
+    if isinstance(goal.target, int):
+        if not 0 <= goal.target < k:
+            raise PlanError(f"There is no class {goal.target}: the model has classes 0 to {k - 1}.")
+        return torch.full_like(y, goal.target)
+    if goal.target == "runner_up":
+        return logits.scatter(1, y[:, None], -torch.inf).argmax(1)
+    if goal.target == "least_likely":
+        return logits.scatter(1, y[:, None], torch.inf).argmin(1)
+    other = rng.integers(k - 1)
+    return other + (other >= y)

@@ -1,0 +1,203 @@
+"""Checks of the model before anything starts; each ends in an error, a finding, or silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks._losses import cross_entropy
+from holdfast.attacks.base import Answer, Objective, Query
+from holdfast.engine.scan import inside
+from holdfast.errors import DataError, ModelError
+from holdfast.model import Model, RowBlock
+from holdfast.record import Finding
+from holdfast.threat import Access
+
+N_CHECKED = 16
+EOT_DRAWS = 4  # passes averaged per gradient of a random model (Athalye et al., 2018)
+_BLOCKS = (8, 4, 2, 1)
+_WIDER_BLOCKS = (16, 32)
+
+
+def preflight(model: Model, x: Tensor, y: Tensor, labels: Tensor) -> list[Finding]:
+    """Check ``model`` on some clean inputs ``x`` ``(m, *shape)`` with labels ``y``, and set it up.
+
+    Recognises the head, marks random models, and finds the row block. ``labels`` are all labels of
+    the data.
+
+    Raises:
+        ModelError: where the model is not a classifier of single inputs.
+        DataError: where the labels do not fit its head.
+    """
+    x, y = inside(x[:N_CHECKED], model.domain).to(model.device), y[:N_CHECKED].to(model.device)
+    model.recognise(x)
+    findings = list(_head_findings(model))
+    _check_labels(model, labels)
+    findings += _randomness(model, x)
+    if not model.is_random:
+        _check_rows_apart(model, x)
+    if model.access is Access.GRADIENTS:
+        findings += _gradients(model, x, y)
+    if not model.is_random:
+        findings += _row_block(model, x, y)
+    return findings
+
+
+def _head_findings(model: Model) -> Iterator[Finding]:
+    if model.head.kind.startswith("probabilit"):
+        yield Finding(
+            code="probabilities",
+            level="info",
+            text="The model's outputs look like probabilities. Holdfast takes their logarithm, so "
+            "that attacks do not lose their gradients in a saturated softmax. A model that gives "
+            "logits is audited more reliably.",
+        )
+    if model.head.kind == "labels":
+        yield Finding(
+            code="labels_only",
+            level="warning",
+            text="The model gives labels only. Attacks that need scores or gradients could not "
+            "run, so the robust accuracy is a weak upper bound.",
+        )
+
+
+def _check_labels(model: Model, labels: Tensor) -> None:
+    top = int(labels.max())
+    if top >= model.n_classes:
+        raise DataError(
+            f"The labels go up to {top}, but the model has {model.n_classes} classes (labels 0 to "
+            f"{model.n_classes - 1}). Check that data and model belong together."
+        )
+
+
+def _randomness(model: Model, x: Tensor) -> list[Finding]:
+    """The same inputs twice; random models are averaged and judged by majority from here on."""
+    first, second = model.logits(x), model.logits(x)
+    difference = float((first - second).abs().max())
+    if difference <= 1e-4 * (1 + float(first.abs().max())):
+        return []
+    model.draws = EOT_DRAWS
+    return [
+        Finding(
+            code="random_model",
+            level="warning",
+            text="The model answers differently when it is asked the same thing twice (largest "
+            f"difference of scores {difference:.3g}). Gradients are averaged over {EOT_DRAWS} draws "
+            "and an input counts as fooling the model if most of 20 fresh draws say so. Rare "
+            "answers of the model are not audited.",
+        )
+    ]
+
+
+def _check_rows_apart(model: Model, x: Tensor) -> None:
+    together, alone = model.logits(x), model.replay(x)
+    difference = float((together - alone).abs().max())
+    is_apart = difference <= 1e-3 * (1 + float(alone.abs().max()))
+    if not is_apart and model.batch_size == 1:
+        model.max_rows = 1
+    elif not is_apart:
+        raise ModelError(
+            f"The model's answer to an input depends on the other inputs of the batch (scores "
+            f"differ by {difference:.3g} between batch sizes 1 and {len(x)}), even in evaluation "
+            "mode: perhaps a batch normalisation without stored statistics. Mend the model, or "
+            "audit it one input at a time with --batch-size 1."
+        )
+
+
+def _gradients(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
+    """Whether there are any gradients to follow."""
+    if model.takes_arrays or not _is_differentiable(model, x[:1]):
+        model.access = Access.SCORES
+        return [
+            Finding(
+                code="no_gradients",
+                level="warning",
+                text="No gradients flow through the model, so only score-based attacks could run. "
+                "If it is a PyTorch model, give the module itself (no numpy, detach or no_grad in "
+                "its forward): gradient attacks are far stronger.",
+            )
+        ]
+    gradients = _ask(model, x, y).gradients.flatten(1)
+    share = float((gradients.abs().amax(1) == 0).float().mean())
+    if share < 0.5:
+        return []
+    return [
+        Finding(
+            code="zero_gradients",
+            level="warning",
+            text=f"The gradient is exactly zero on {share:.0%} of the clean inputs checked. "
+            "Gradient attacks are blind there: the robust accuracy may be far too high. Trust the "
+            "score-based attack more, and look for rounding, sign or step functions in the model.",
+        )
+    ]
+
+
+def _is_differentiable(model: Model, x: Tensor) -> bool:
+    with torch.enable_grad():
+        out = model.raw(x.detach().clone().requires_grad_(True))
+    return out.requires_grad
+
+
+def _ask(model: Model, x: Tensor, y: Tensor) -> Answer:
+    objective = None
+    if model.access is Access.GRADIENTS:
+        objective = Objective(cross_entropy, (y, torch.full_like(y, -1)))
+    return model.answer([Query(x, objective)])[0]
+
+
+def _row_block(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
+    """Find the smallest block of rows whose multiples all give the same bits for a row."""
+    rows = model.call_rows(tuple(x.shape[1:]))
+    if rows == 1:
+        return []
+    x, y = _repeated(x, rows), _repeated(y, rows)
+    model.block = RowBlock(1)
+    reference = _ask(model, x, y)
+    working = None
+    for size in _BLOCKS:
+        if not _agrees(model, x, y, reference, size):
+            break
+        working = size
+    if working is None:
+        working = next((s for s in _WIDER_BLOCKS if _agrees(model, x, y, reference, s)), None)
+    if working is not None:
+        model.block = RowBlock(working)
+        return []
+    places = torch.arange(len(x) - 1, -1, -1, device=x.device)
+    if _same(_ask(model, x[places], y[places]), reference, places):
+        model.block = RowBlock(rows, is_fixed=True)
+        return []
+    return [
+        Finding(
+            code="rounding",
+            level="info",
+            text="On this machine the model's rounding depends on an input's place in the batch, so "
+            "the verdict of a sample that is just about to fall may differ between batch sizes.",
+        )
+    ]
+
+
+def _repeated(x: Tensor, rows: int) -> Tensor:
+    return x.repeat(-(-rows // len(x)), *(1,) * (x.ndim - 1))[:rows]
+
+
+def _agrees(model: Model, x: Tensor, y: Tensor, reference: Answer, size: int) -> bool:
+    """Whether calls of 1, 2, 3 and 5 blocks, at other places of the batch, give the same bits."""
+    for blocks in (1, 2, 3, 5):
+        n = blocks * size
+        if n > len(x):
+            break
+        places = torch.arange(len(x) - 1, len(x) - 1 - n, -1, device=x.device)
+        if not _same(_ask(model, x[places], y[places]), reference, places):
+            return False
+    return True
+
+
+def _same(got: Answer, reference: Answer, places: Tensor) -> bool:
+    if not torch.equal(got.logits, reference.logits[places]):
+        return False
+    if reference.gradients.numel() == 0:
+        return True
+    return torch.equal(got.gradients, reference.gradients[places])

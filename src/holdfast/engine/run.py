@@ -1,0 +1,367 @@
+"""Running a plan: data and model are checked, attacked, and all of it goes into the journal.
+
+:func:`run` is a generator of events. The journal in the run's directory is the only state: run the
+same plan in the same directory again, and it goes on where it stopped, whatever stopped it.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from holdfast.data import Data
+from holdfast.engine.attacking import Attacking
+from holdfast.engine.cascade import fitting, goals
+from holdfast.engine.curve import pending, radii
+from holdfast.engine.examples import most_easily_broken, write_examples
+from holdfast.engine.identity import check_same_run, header
+from holdfast.engine.journal import Journal, RowFile, adversarial_path
+from holdfast.engine.judge import answers
+from holdfast.engine.ledger import Ledger
+from holdfast.engine.preflight import N_CHECKED, preflight
+from holdfast.engine.random import Rng
+from holdfast.engine.scan import Scan, chunks, inside, scan
+from holdfast.engine.suspicion import suspicions
+from holdfast.errors import DataError, JournalError
+from holdfast.events import Event, Finished, Found, PhaseDone, Progress, Started, Stopped
+from holdfast.model import Model
+from holdfast.plan import Plan
+from holdfast.record import AnyRecord, Clean, Failure, Finding, Header, Radius, Session
+from holdfast.threat import AllowedSet, Threat, parse_threat
+
+_EVENT_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class Context:
+    """What every phase of a run needs."""
+
+    plan: Plan
+    model: Model
+    data: Data
+    seen: Scan
+    journal: Journal
+    ledger: Ledger
+    began: float
+    spoke: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Since this sitting began."""
+        return time.monotonic() - self.began
+
+    @property
+    def is_over_time(self) -> bool:
+        """Whether the budget of seconds is used up."""
+        limit = self.plan.budget.seconds
+        return limit is not None and self.seconds > limit
+
+    @property
+    def slots(self) -> int:
+        """Jobs in flight."""
+        return self.plan.batch_size or self.model.call_rows(self.data.shape)
+
+    def append(self, records: Sequence[AnyRecord]) -> None:
+        """Into the journal first, then into memory."""
+        self.journal.append(records)
+        for record in records:
+            self.ledger.fold(record)
+
+    def fetch(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Inputs inside the domain and labels, on the model's device."""
+        x, y = self.data.fetch(rows)
+        device = self.model.device
+        return inside(x.to(device), self.model.domain), y.to(device)
+
+    def bind(self, threat: Threat, x: Tensor, rows: Sequence[int]) -> AllowedSet:
+        """The allowed sets of some samples; a radius per sample is cut to them."""
+        return threat.select(rows).bind(x, self.model.domain)
+
+    def logits_file(self) -> RowFile:
+        """The answers to the clean samples, which jobs start from."""
+        path = self.journal.directory / "clean.safetensors"
+        return self.journal.rows(path, "logits", len(self.data), (self.model.n_classes,))
+
+    def adversarial_file(self, threat: str) -> RowFile:
+        """The adversarial inputs under one threat."""
+        path = adversarial_path(self.journal.directory, threat)
+        return self.journal.rows(path, "x_adv", len(self.data), tuple(self.data.shape))
+
+    def progress(self, threat: str, phase: str, done: int, total: int) -> Iterator[Progress]:
+        """An event, unless the last one was a moment ago."""
+        now = time.monotonic()
+        if now - self.spoke < _EVENT_SECONDS:
+            return
+        self.spoke = now
+        passes = self.model.passes
+        yield Progress(
+            threat,
+            phase,
+            done,
+            total,
+            self.ledger.clean_accuracy,
+            self.ledger.robust_accuracy(threat) if threat else None,
+            passes.forward + passes.backward,
+            self.seconds,
+        )
+
+
+def run(
+    plan: Plan,
+    model: Model,
+    data: Data,
+    directory: Path | str,
+    threats: Sequence[Threat] = (),
+) -> Iterator[Event]:
+    """Run ``plan`` in ``directory``, or go on with it.
+
+    Args:
+        plan: What to do.
+        model: The model to attack; it comes back as it was, whatever happens.
+        data: Labelled samples.
+        directory: Where the journal lies, created where it does not exist.
+        threats: The threats as objects, for those that cannot be written as text; by default they
+            are read from the plan.
+
+    Raises:
+        InputError: where model, data and plan do not fit together; nothing was run then.
+        ModelCrash: where the model raised; the journal holds what was found before.
+        JournalError: where the directory holds another run, or the disk is full.
+    """
+    began = time.monotonic()
+    known = tuple(threats) or tuple(parse_threat(text) for text in plan.threats)
+    for threat in known:
+        threat.check(model.domain, tuple(data.shape))
+    if len(data) == 0:
+        raise DataError("There are no samples to audit.")
+    seen = scan(data, model.domain)
+    journal = Journal(Path(directory))
+    try:
+        with model.session():
+            context = Context(plan, model, data, seen, journal, Ledger.fresh(len(data)), began)
+            yield from _sitting(context, known)
+    finally:
+        journal.close()
+
+
+def _sitting(context: Context, threats: Sequence[Threat]) -> Iterator[Event]:
+    """One sitting of the run, with its outcome in the journal."""
+    start = (context.model.passes.forward, context.model.passes.backward)
+    findings = _check(context)
+    earlier = context.journal.records()
+    yield from _open(context, earlier, findings)
+    outcome = "failed"
+    try:
+        yield from _clean(context)
+        stopped = False
+        for threat in threats:
+            stopped = yield from _threat(context, threat) or False
+            if stopped:
+                break
+        outcome = "budget" if stopped else "finished"
+    except (KeyboardInterrupt, GeneratorExit):
+        outcome = "interrupted"
+        raise
+    except JournalError:
+        raise
+    except Exception as error:
+        text = "".join(traceback.format_exception(error))
+        where = f"after {context.seconds:.1f} s"
+        context.journal.append(
+            [Failure(where=where, error=f"{type(error).__name__}: {error}", traceback=text)]
+        )
+        raise
+    finally:
+        _close(context, outcome, start)
+    yield Finished(str(context.journal.directory), context.seconds)
+
+
+def _check(context: Context) -> list[Finding]:
+    """The model's checks; an access that the plan restricts is restricted here."""
+    model, plan = context.model, context.plan
+    rows = range(min(N_CHECKED, len(context.data)))
+    x, y = context.data.fetch(rows)
+    findings = preflight(model, x, y, context.seen.y)
+    if model.access.allows(plan.access):
+        model.restricted(plan.access)
+    return findings
+
+
+def _open(
+    context: Context, earlier: Sequence[AnyRecord], findings: Sequence[Finding]
+) -> Iterator[Event]:
+    """A new header, or what an earlier sitting left."""
+    directory = context.journal.directory
+    new = header(context.plan, context.model, context.data, context.seen, directory)
+    if earlier and isinstance(earlier[0], Header):
+        check_same_run(earlier[0], new, directory)
+        for record in earlier:
+            context.ledger.fold(record)
+    else:
+        context.journal.append([new])
+        write_atomically(directory / "plan.toml", context.plan.to_toml())
+    yield Started(
+        context.plan.id, str(directory), len(context.data), context.plan.threats, len(earlier)
+    )
+    yield from _tell(context, findings, earlier)
+
+
+def _tell(
+    context: Context, findings: Sequence[Finding], earlier: Sequence[AnyRecord] = ()
+) -> Iterator[Event]:
+    """Findings, written once and said in every sitting."""
+    old = {(r.code, r.threat, r.text) for r in earlier if isinstance(r, Finding)}
+    context.append([f for f in findings if (f.code, f.threat, f.text) not in old])
+    for finding in findings:
+        yield Found(finding.code, finding.level, finding.text)
+
+
+def _close(context: Context, outcome: str, start: tuple[int, int]) -> None:
+    passes = context.model.passes
+    session = Session.model_validate(
+        {
+            "outcome": outcome,
+            "seconds": context.seconds,
+            "passes_forward": passes.forward - start[0],
+            "passes_backward": passes.backward - start[1],
+            "peak_memory_mb": _peak_memory_mb(),
+        }
+    )
+    try:
+        context.journal.append([session])
+    except JournalError:
+        if outcome == "finished":
+            raise  # else the error that ended the run is the one to show
+
+
+def _clean(context: Context) -> Iterator[Event]:
+    """The unchanged samples."""
+    ledger, n = context.ledger, len(context.data)
+    for chunk in chunks(n):
+        rows = [i for i in chunk if not ledger.is_known[i]]
+        if rows:
+            context.append(_clean_records(context, rows))
+        yield from context.progress("", "clean", chunk.stop, n)
+    accuracy = ledger.clean_accuracy
+    passes = 20.0 if context.model.is_random else 1.0
+    yield PhaseDone("", "clean", None, accuracy, passes, context.seconds)
+
+
+def _clean_records(context: Context, rows: list[int]) -> list[Clean]:
+    x, y = context.fetch(rows)
+    before = context.model.passes.forward
+    logits = answers(context.model, x)
+    forward = (context.model.passes.forward - before) // len(rows)
+    context.logits_file().write(rows, logits)
+    keys = context.seen.keys[rows]
+    rng = Rng(keys.to(y.device)).fold(context.plan.seed).fold(7)
+    goal = goals(context.plan.goal, logits, y, rng)
+    log_p = logits.log_softmax(1)
+    prediction = logits.argmax(1)
+    own = log_p.gather(1, y[:, None]).squeeze(1)
+    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    margin = other - logits.gather(1, y[:, None]).squeeze(1)
+    values = zip(
+        rows,
+        keys.tolist(),
+        y.tolist(),
+        prediction.tolist(),
+        goal.tolist(),
+        own.exp().tolist(),
+        log_p.amax(1).exp().tolist(),
+        margin.tolist(),
+        (-own).tolist(),
+        strict=True,
+    )
+    return [
+        Clean(
+            sample=i,
+            key=f"{key & (2**64 - 1):016x}",
+            y=label,
+            prediction=answer,
+            target=target,
+            confidence=confidence,
+            confidence_predicted=highest,
+            margin=gap,
+            loss=loss,
+            forward=forward,
+        )
+        for i, key, label, answer, target, confidence, highest, gap, loss in values
+    ]
+
+
+def _threat(context: Context, threat: Threat) -> Iterator[Event]:
+    """All attacks under one threat, its curve, its examples. Returns whether the time ran out."""
+    text, plan = threat.describe(), context.plan
+    steps, left_out = fitting(plan.resolved_stages, threat.norm, context.model.access)
+    yield from _tell(context, left_out)
+    attacking = Attacking(context, threat, steps)
+    yield from attacking.run()
+    if attacking.n_unfinished:
+        yield Stopped("budget", attacking.n_unfinished)
+    standing = context.ledger.standing(text)
+    is_correct = context.ledger.is_correct
+    yield from _curve(context, threat)
+    _examples(context, threat)
+    if not attacking.n_unfinished:
+        yield from _tell(context, list(suspicions(text, steps, standing, is_correct)))
+    return attacking.n_unfinished > 0
+
+
+def _curve(context: Context, threat: Threat) -> Iterator[Event]:
+    """Bisected radii of the broken samples."""
+    text, model = threat.describe(), context.model
+    steps = 0 if model.is_random else context.plan.curve_steps
+    standing = context.ledger.standing(text)
+    total = int(standing.is_broken.sum())
+    size = max(context.slots, 64)
+    is_broken, radius = torch.from_numpy(standing.is_broken), torch.from_numpy(standing.radius)
+    for rows in pending(is_broken, radius, size) if steps else ():
+        x, y = context.fetch(rows)
+        x_adv = context.adversarial_file(text).read(rows).to(x.device)
+        goal = torch.from_numpy(context.ledger.goal[rows]).to(x.device)
+        found = radii(model, context.bind(threat, x, rows), x_adv, y, goal, steps)
+        context.append(
+            [
+                Radius(threat=text, sample=i, radius=r, forward=steps)
+                for i, r in zip(rows, found.tolist(), strict=True)
+            ]
+        )
+        done = total - int(
+            (standing.is_broken & torch.from_numpy(standing.radius).isnan().numpy()).sum()
+        )
+        yield from context.progress(text, "curve", done, total)
+        if context.is_over_time:
+            return
+
+
+def _examples(context: Context, threat: Threat) -> None:
+    standing = context.ledger.standing(threat.describe())
+    size = torch.from_numpy(standing.radius)
+    size = torch.where(size.isnan(), torch.from_numpy(standing.distance), size).numpy()
+    rows = most_easily_broken(standing.is_broken, size)
+    if rows:
+        x, _ = context.fetch(rows)
+        x_adv = context.adversarial_file(threat.describe()).read(rows)
+        write_examples(context.journal.directory, threat.describe(), x.cpu(), x_adv, rows)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1024.0 * 1024.0) if sys.platform == "darwin" else peak / 1024.0

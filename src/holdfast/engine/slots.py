@@ -1,0 +1,370 @@
+"""Slots: one full batch of attack jobs, each at its own step, refilled as jobs end.
+
+Every attack at work has a lane: a state with one row per job. A tick asks all lanes for points, runs
+the model once, tells the answers, lets the judge look at claims, and gives back the jobs that ended.
+Nothing waits for the slowest sample, and no row's result depends on which rows are beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks._losses import goal_margin
+from holdfast.attacks.base import Answer, Attack, Problem, Query
+from holdfast.engine.judge import judge, reached
+from holdfast.model import Model
+from holdfast.record import Outcome
+from holdfast.rows import join, like, take
+from holdfast.threat import AllowedSet
+
+
+NO_LIMIT = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One sample under one attack, aimed at one class, in one restart.
+
+    Attributes:
+        sample: Number of the sample.
+        stage: Position of the attack in the cascade.
+        target: Class aimed at, or -1.
+        restart: 0 for the first.
+        max_passes: Passes it may use at most, forward plus backward.
+        max_forward: Forward passes it may use at most.
+    """
+
+    sample: int
+    stage: int
+    target: int = -1
+    restart: int = 0
+    max_passes: int = NO_LIMIT
+    max_forward: int = NO_LIMIT
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that is over.
+
+    Attributes:
+        x_adv: The accepted adversarial input on the CPU; None where there is none.
+        best: The allowed point of largest margin, if the slots keep it; on the device.
+        distance: Size of the accepted change in the threat's units.
+    """
+
+    job: Job
+    outcome: Outcome
+    forward: int
+    backward: int
+    margin: float
+    loss: float
+    confidence: float
+    rejected: int
+    zero_gradients: int
+    prediction: int = -1
+    prediction_confidence: float = 0.0
+    distance: float | None = None
+    x_adv: Tensor | None = None
+    best: Tensor | None = None
+    best_score: float = -math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Tally:
+    """What the engine itself keeps of each job."""
+
+    y: Tensor
+    goal: Tensor
+    allowed: AllowedSet
+    forward: Tensor
+    backward: Tensor
+    zero_gradients: Tensor
+    rejected: Tensor
+    refused_margin: Tensor
+    margin: Tensor
+    loss: Tensor
+    confidence: Tensor
+    queries: Tensor
+    max_passes: Tensor
+    max_forward: Tensor
+    best: Tensor
+    best_score: Tensor
+
+
+@dataclass(slots=True)
+class _Lane:
+    attack: Attack
+    state: Any
+    tally: _Tally
+    jobs: list[Job] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """When a job ends, and what is kept of it.
+
+    Attributes:
+        stop_when_fooled: End a job at its first accepted claim; else it uses its whole budget.
+        quantise: Judge the nearest 8-bit input.
+        keep_best: Keep the point of largest margin (or, for a minimal attack that goes on, the
+            nearest fooling one).
+    """
+
+    stop_when_fooled: bool = True
+    quantise: bool = False
+    keep_best: bool = False
+
+
+class Slots:
+    """The jobs in flight, at most ``size`` of them."""
+
+    def __init__(self, model: Model, size: int, rules: Rules) -> None:
+        self.model = model
+        self.size = size
+        self.rules = rules
+        self._lanes: dict[int, _Lane] = {}
+
+    @property
+    def free(self) -> int:
+        """Slots without a job."""
+        return self.size - sum(len(lane.jobs) for lane in self._lanes.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no job is in flight."""
+        return not self._lanes
+
+    def add(self, attack: Attack, jobs: Sequence[Job], problem: Problem, goal: Tensor) -> None:
+        """Start jobs of one stage; row i of ``problem`` and ``goal`` ``(n,)`` is ``jobs[i]``'s."""
+        lane = _Lane(attack, attack.init(problem), self._tally(jobs, problem, goal), list(jobs))
+        old = self._lanes.get(jobs[0].stage)
+        if old is not None:
+            lane.state = join([old.state, lane.state])
+            lane.tally = join([old.tally, lane.tally])
+            lane.jobs = old.jobs + lane.jobs
+        self._lanes[jobs[0].stage] = lane
+
+    def _tally(self, jobs: Sequence[Job], problem: Problem, goal: Tensor) -> _Tally:
+        y, x = problem.y, problem.x
+        zero = torch.zeros_like(y)
+        low = torch.full(y.shape, -torch.inf, device=y.device)
+        return _Tally(
+            y=y,
+            goal=goal,
+            allowed=problem.allowed,
+            forward=zero,
+            backward=zero.clone(),
+            zero_gradients=zero.clone(),
+            rejected=zero.clone(),
+            refused_margin=low,
+            margin=low.clone(),
+            loss=low.clone(),
+            confidence=torch.ones_like(low),
+            queries=zero.clone(),
+            max_passes=torch.tensor([job.max_passes for job in jobs], device=y.device),
+            max_forward=torch.tensor([job.max_forward for job in jobs], device=y.device),
+            best=x.clone() if self.rules.keep_best else x.new_empty(len(x), 0),
+            best_score=low.clone(),
+        )
+
+    def tick(self) -> list[Ended]:
+        """One pass of the model for every job in flight; the jobs that are over after it."""
+        lanes = list(self._lanes.items())
+        queries = [lane.attack.ask(lane.state) for _, lane in lanes]
+        answers = self.model.answer(queries)
+        ended: list[Ended] = []
+        for (stage, lane), query, answer in zip(lanes, queries, answers, strict=True):
+            ended += self._advance(lane, query, answer)
+            if not lane.jobs:
+                del self._lanes[stage]
+        return ended
+
+    def _advance(self, lane: _Lane, query: Query, answer: Answer) -> list[Ended]:
+        is_gradient = query.objective is not None
+        counts = None
+        if lane.attack.card.is_minimal:
+            counts = lane.tally.allowed.contains(query.points)
+        lane.tally, answer = _counted(lane.tally, answer, is_gradient, self.model.draws, counts)
+        if self.rules.keep_best:
+            lane.tally = _kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
+        accepted, verdict = self._claims(lane, query, answer)
+        lane.state = lane.attack.tell(lane.state, answer)
+        over = lane.state.finished | (lane.tally.queries >= lane.attack.max_queries)
+        stopped = _has_spent(lane.tally, is_gradient, self.model.draws) & ~over & ~accepted
+        ends = over | stopped | accepted
+        rows = ends.nonzero().squeeze(1)
+        if len(rows) == 0:
+            return []
+        result = self._ended(lane, rows, accepted, stopped, verdict)
+        self._remove(lane, rows)
+        return result
+
+    def _is_minimal(self, lane: _Lane) -> bool:
+        return lane.attack.card.is_minimal and not self.rules.stop_when_fooled
+
+    def _claims(
+        self, lane: _Lane, query: Query, answer: Answer
+    ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+        """Which rows have an accepted adversarial input: a mask, and per row its point and logits.
+
+        A refused row is heard again only with a larger margin.
+        """
+        tally = lane.tally
+        accepted = torch.zeros_like(lane.state.finished)
+        if not self.rules.stop_when_fooled:
+            return accepted, {}
+        size = goal_margin(answer.logits, tally.y, tally.goal)
+        claims = reached(answer.logits, tally.y, tally.goal) & (size > tally.refused_margin)
+        rows = claims.nonzero().squeeze(1)
+        if len(rows) and not self.rules.quantise:
+            # minimal attacks come from outside the set: such points are no claims at all
+            rows = rows[take(tally.allowed, rows).contains(query.points[rows])]
+        if len(rows) == 0:
+            return accepted, {}
+        allowed = take(tally.allowed, rows)
+        y, goal = tally.y[rows], tally.goal[rows]
+        before = self.model.passes.forward
+        found = judge(self.model, query.points[rows], allowed, y, goal, self.rules.quantise)
+        paid = self.model.passes.forward - before
+        self._charge(tally, rows, found.accepted, paid)
+        refused = rows[~found.accepted]
+        tally.rejected[refused] += 1
+        tally.refused_margin[refused] = size[refused]
+        accepted[rows] = found.accepted
+        pairs = zip(rows.tolist(), found.points, found.logits, strict=True)
+        return accepted, {row: (point, logits) for row, point, logits in pairs}
+
+    def _charge(self, tally: _Tally, rows: Tensor, accepted: Tensor, paid: int) -> None:
+        """The judge's passes, on the rows they were spent on: two if accepted, else one at most."""
+        if self.model.is_random:
+            tally.forward[rows] += paid // max(1, len(rows))
+        else:
+            tally.forward[rows] += 1 + accepted.long()
+
+    def _ended(
+        self,
+        lane: _Lane,
+        rows: Tensor,
+        accepted: Tensor,
+        stopped: Tensor,
+        verdict: dict[int, tuple[Tensor, Tensor]],
+    ) -> list[Ended]:
+        tally, ended = take(lane.tally, rows), []
+        counts = torch.stack(
+            [tally.forward, tally.backward, tally.rejected, tally.zero_gradients], 1
+        ).tolist()
+        values = torch.stack([tally.margin, tally.loss, tally.confidence], 1).tolist()
+        flags = torch.stack([accepted[rows], stopped[rows]], 1).tolist()
+        for i, row in enumerate(rows.tolist()):
+            is_broken, is_stopped = flags[i]
+            forward, backward, rejected, zero = counts[i]
+            outcome = Outcome.STOPPED if is_stopped else Outcome.SURVIVED
+            one = Ended(
+                lane.jobs[row],
+                Outcome.BROKEN if is_broken else outcome,
+                forward,
+                backward,
+                *values[i],
+                rejected,
+                zero,
+                best=tally.best[i] if self.rules.keep_best else None,
+                best_score=float(tally.best_score[i]) if self.rules.keep_best else -math.inf,
+            )
+            ended.append(one)
+        return self._with_artefacts(ended, rows, tally, verdict)
+
+    def _with_artefacts(
+        self,
+        ended: list[Ended],
+        rows: Tensor,
+        tally: _Tally,
+        verdict: dict[int, tuple[Tensor, Tensor]],
+    ) -> list[Ended]:
+        """Add the adversarial inputs and the answers to them, all broken rows at once."""
+        broken = [i for i, one in enumerate(ended) if one.outcome is Outcome.BROKEN]
+        if not broken:
+            return ended
+        found = [verdict[int(rows[i])] for i in broken]
+        points = torch.stack([point for point, _ in found])
+        chances = torch.stack([logits for _, logits in found]).softmax(1).cpu()
+        allowed = take(tally.allowed, torch.tensor(broken, device=rows.device))
+        distances = allowed.distance(points).tolist()
+        points = points.cpu()
+        for j, i in enumerate(broken):
+            prediction = int(chances[j].argmax())
+            ended[i] = replace(
+                ended[i],
+                prediction=prediction,
+                prediction_confidence=float(chances[j, prediction]),
+                distance=distances[j],
+                x_adv=points[j],
+            )
+        return ended
+
+    def _remove(self, lane: _Lane, rows: Tensor) -> None:
+        keep = torch.ones(len(lane.jobs), dtype=torch.bool, device=rows.device)
+        keep[rows] = False
+        kept = keep.nonzero().squeeze(1)
+        lane.jobs = [lane.jobs[i] for i in kept.tolist()]
+        if lane.jobs:
+            lane.state, lane.tally = take(lane.state, kept), take(lane.tally, kept)
+
+
+def _counted(
+    tally: _Tally, answer: Answer, is_gradient: bool, draws: int, counts: Tensor | None
+) -> tuple[_Tally, Answer]:
+    """Passes, the extremes of margin, loss and confidence met, and gradients without NaN.
+
+    ``counts`` ``(n,)`` says which points are allowed, for attacks that leave the set; None: all.
+    """
+    logits = answer.logits.float()
+    log_p = logits.log_softmax(1).gather(1, tally.y[:, None]).squeeze(1)
+    size = goal_margin(logits, tally.y, tally.goal)
+    if counts is not None:
+        size = torch.where(counts, size, -torch.inf)
+        log_p = torch.where(counts, log_p, 0.0)
+    backward, zero_gradients = tally.backward, tally.zero_gradients
+    if is_gradient:
+        size = torch.linalg.vector_norm(answer.gradients.flatten(1), ord=1, dim=1)
+        is_finite = torch.isfinite(size)
+        if not bool(is_finite.all()):
+            answer = replace(answer, gradients=answer.gradients.nan_to_num(0.0, 0.0, 0.0))
+        backward, zero_gradients = backward + draws, zero_gradients + ~(is_finite & (size > 0))
+    tally = replace(
+        tally,
+        queries=tally.queries + 1,
+        forward=tally.forward + draws,
+        backward=backward,
+        zero_gradients=zero_gradients,
+        margin=tally.margin.fmax(size),
+        loss=tally.loss.fmax(-log_p),
+        confidence=tally.confidence.fmin(log_p.exp()),
+    )
+    return tally, answer
+
+
+def _has_spent(tally: _Tally, is_gradient: bool, draws: int) -> Tensor:
+    """Whether one more query would go over the job's budget."""
+    forward = tally.forward + draws
+    passes = forward + tally.backward + draws * int(is_gradient)
+    return (passes > tally.max_passes) | (forward > tally.max_forward)
+
+
+def _kept(tally: _Tally, points: Tensor, logits: Tensor, is_minimal: bool) -> _Tally:
+    """The best allowed point so far: largest margin, or the nearest that fools."""
+    score = goal_margin(logits.float(), tally.y, tally.goal)
+    if is_minimal:
+        fools = reached(logits, tally.y, tally.goal)
+        score = torch.where(fools, -tally.allowed.distance(points).float(), -torch.inf)
+    is_better = (score > tally.best_score) & tally.allowed.contains(points)
+    return replace(
+        tally,
+        best=torch.where(like(is_better, points), points, tally.best),
+        best_score=torch.where(is_better, score, tally.best_score),
+    )

@@ -1,0 +1,509 @@
+"""The model under audit, and the only thing that runs it.
+
+Everything that Holdfast knows of a network goes through :class:`Model`: the input domain, the
+normalisation, the shape of the head, which passes were paid, and that the user's module comes back
+as it was.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast._guard import guarded
+from holdfast.attacks.base import Answer, Objective, Query
+from holdfast.errors import HoldfastError, ModelCrash, ModelError
+from holdfast.threat import Access, Domain
+
+_SMALLEST = 1e-30  # probabilities below this have the logarithm of this
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+_CPU_CALL_ELEMENTS = 2**18  # input numbers per call that keep a CPU's caches and cores busy
+_GPU_CALL_ELEMENTS = 2**24
+_FEWEST_ROWS = 8
+
+
+@dataclass(slots=True)
+class Passes:
+    """Passes of single samples through the network, counted as they happen."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """How many rows a call may have so that a row's result does not depend on the others.
+
+    Matrix kernels round differently for different numbers of rows. Where calls with any multiple of
+    ``size`` rows agree bit for bit (measured by :mod:`holdfast.engine.preflight`), batches are
+    padded to such a multiple; where they never do, ``is_fixed`` and every call has ``size`` rows.
+    """
+
+    size: int = 1
+    is_fixed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What the network's output means.
+
+    Attributes:
+        kind: ``logits`` ``(n, k)``, ``logit`` (one per sample, for class 1 of two),
+            ``probabilities`` ``(n, k)``, ``probability`` (one per sample), ``labels`` (integers).
+        n_classes: Number of classes; a single logit or probability counts two.
+    """
+
+    kind: str = "logits"
+    n_classes: int = 0
+
+
+class Model:
+    """A classifier with its input domain.
+
+    Args:
+        f: A module, or any callable from inputs ``(n, *shape)`` (tensors, or arrays if it cannot
+            take tensors) to logits or probabilities ``(n, k)``, one logit or probability per sample
+            ``(n,)`` or ``(n, 1)``, or integer labels ``(n,)``.
+        domain: The box of valid inputs, as a :class:`Domain` or a pair.
+        mean: Subtracted from the inputs before ``f`` sees them, one number or one per channel.
+        std: What they are divided by after that.
+        device: Where to run; None: where the module's weights are.
+        access: What an attacker may see; None: as much as ``f`` gives.
+        n_classes: Needed only for labels, where the largest label may not occur in the data.
+        batch_size: Inputs in flight; None: chosen by the size of an input.
+        description: What reports call it.
+
+    Raises:
+        ModelError: where ``f`` cannot be called or the normalisation does not fit.
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        *,
+        domain: Domain | tuple[float, float] = (0.0, 1.0),
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        device: str | torch.device | None = None,
+        access: Access | str | None = None,
+        n_classes: int | None = None,
+        batch_size: int | None = None,
+        description: str = "",
+    ) -> None:
+        if not callable(f):
+            raise ModelError(
+                f"A {type(f).__name__} is not a model. Give a torch.nn.Module or a function from "
+                "inputs to logits. (A state dict holds weights only: load it into its module.)"
+            )
+        self.f = f
+        self.modules = tuple(_modules_of(f))
+        self.domain = domain if isinstance(domain, Domain) else Domain(*domain)
+        self.mean, self.std = _normalisation(mean, std)
+        weights = [p for module in self.modules for p in module.parameters()]
+        weights += [b for module in self.modules for b in module.buffers()]
+        home = weights[0].device if weights else torch.device("cpu")
+        self.device = torch.device(device) if device is not None else home
+        floats = [w.dtype for w in weights if w.dtype.is_floating_point]
+        self.dtype = floats[0] if floats else torch.float32
+        self.access = Access(access) if access is not None else Access.GRADIENTS
+        self.head = Head(n_classes=n_classes or 0)
+        self.batch_size = batch_size
+        self.block = RowBlock()
+        self.draws = 1
+        self.takes_arrays = False
+        self.max_rows: int | None = None
+        self.passes = Passes()
+        self.description = description or _describe(f)
+
+    @classmethod
+    def wrap(cls, f: Model | Callable[..., Any], **options: Any) -> Model:
+        """``f`` itself if it is a Model already, else a new one."""
+        return f if isinstance(f, Model) else cls(f, **options)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the same input twice gave different answers."""
+        return self.draws > 1
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes; 0 until :meth:`recognise` has seen an output."""
+        return self.head.n_classes
+
+    def call_rows(self, shape: tuple[int, ...]) -> int:
+        """Rows of one call for inputs of this shape: a power of two.
+
+        The batch size counts the jobs in flight; it bounds the rows of a call only where inputs are
+        so large that their number is a matter of memory, so that results do not depend on it.
+        """
+        size = max(1, int(np.prod(shape)))
+        on_cpu = self.device.type == "cpu"
+        elements, most = (_CPU_CALL_ELEMENTS, 256) if on_cpu else (_GPU_CALL_ELEMENTS, 1024)
+        rows = min(most, max(_FEWEST_ROWS, 1 << max(0, (elements // size).bit_length() - 1)))
+        if self.batch_size is not None and size * _FEWEST_ROWS > elements:
+            rows = min(rows, self.batch_size)  # large inputs: the user knows the memory best
+        return rows if self.max_rows is None else min(rows, self.max_rows)
+
+    @contextmanager
+    def session(self) -> Iterator[Model]:
+        """Evaluation mode, no weight gradients, float32 arithmetic; all of it undone at the end.
+
+        Everything that runs the model does so inside a session. Sessions may be nested.
+        """
+        with guarded(self.modules, self.device):
+            yield self
+
+    # ------------------------------------------------------------------ running
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)`` float32 of inputs ``(n, *shape)``; the mean over draws if random."""
+        return self.answer([Query(x)])[0].logits
+
+    def replay(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)`` of every row on its own: another batch size than the search used."""
+        if len(x) == 0:
+            return self.logits(x)
+        with self._crashes(), torch.no_grad():
+            rows = [self._scores(row.to(self.device)) for row in x.split(1)]
+        self.passes.forward += len(x)
+        return torch.cat(rows)
+
+    def answer(self, queries: Sequence[Query]) -> list[Answer]:
+        """Run all queries, those with an objective together and those without together.
+
+        Where the device's memory is exhausted, calls are halved until they fit.
+        """
+        while True:
+            try:
+                with self._crashes():
+                    return self._answer(queries)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                self._halve(error, max((len(q.points) for q in queries), default=0))
+
+    def _answer(self, queries: Sequence[Query]) -> list[Answer]:
+        answers: list[list[Answer]] = [[] for _ in queries]
+        for has_objective in (True, False):
+            chosen = [
+                i for i, q in enumerate(queries) if (q.objective is not None) is has_objective
+            ]
+            for call in self._calls([(i, queries[i]) for i in chosen]):
+                for (i, _), answer in zip(call, self._draw(call, has_objective), strict=True):
+                    answers[i].append(answer)
+        return [_joined(parts) for parts in answers]
+
+    def _calls(self, queries: list[tuple[int, Query]]) -> Iterator[list[tuple[int, Query]]]:
+        """The queries cut into calls of at most ``call_rows`` rows."""
+        call: list[tuple[int, Query]] = []
+        room = 0
+        for i, query in queries:
+            limit = self._limit(query.points)
+            start, n = 0, len(query.points)
+            while start < n or n == 0:
+                if room == 0:
+                    if call:
+                        yield call
+                    call, room = [], limit
+                stop = min(n, start + room)
+                call.append((i, _cut(query, start, stop)))
+                room -= stop - start
+                start = stop
+                if n == 0:
+                    break
+        if call:
+            yield call
+
+    def _limit(self, points: Tensor) -> int:
+        rows = self.call_rows(tuple(points.shape[1:]))
+        size = self.block.size
+        return size if self.block.is_fixed else -(-rows // size) * size
+
+    def _draw(self, call: list[tuple[int, Query]], has_objective: bool) -> list[Answer]:
+        """One call, or the average of several if the model is random."""
+        queries = [query for _, query in call]
+        rounds = [self._call(queries, has_objective) for _ in range(self.draws)]
+        if self.draws == 1:
+            return rounds[0]
+        return [_mean(parts) for parts in zip(*rounds, strict=True)]
+
+    def _call(self, queries: list[Query], has_objective: bool) -> list[Answer]:
+        points = torch.cat([q.points for q in queries]) if len(queries) > 1 else queries[0].points
+        n = len(points)
+        x = self._padded(points.to(self.device))
+        self.passes.forward += n
+        if not has_objective:
+            with torch.no_grad():
+                logits = self._scores(x)[:n]
+            return [_bare(part) for part in logits.split([len(q.points) for q in queries])]
+        self.passes.backward += n
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            logits = self._scores(x)
+            parts = logits[:n].split([len(q.points) for q in queries])
+            losses = [_loss(q.objective, part) for q, part in zip(queries, parts, strict=True)]
+            total = torch.stack([loss.sum() for loss in losses]).sum()
+            gradient = self._gradient(total, x)[:n]
+        logits = logits.detach()[:n].split([len(q.points) for q in queries])
+        gradients = gradient.split([len(q.points) for q in queries])
+        return [
+            Answer(z, loss.detach(), g)
+            for z, loss, g in zip(logits, losses, gradients, strict=True)
+        ]
+
+    def _gradient(self, total: Tensor, x: Tensor) -> Tensor:
+        if not total.requires_grad:
+            return torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
+        return torch.zeros_like(x) if gradient is None else gradient.detach()
+
+    def _padded(self, x: Tensor) -> Tensor:
+        missing = -len(x) % self.block.size
+        if missing == 0 or len(x) == 0:
+            return x
+        return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """The network's output as logits ``(n, k)`` float32."""
+        return as_logits(self.raw(x), self.head)
+
+    def raw(self, x: Tensor) -> Tensor:
+        """The network's own output for ``x``: normalised, in its precision, unwrapped."""
+        x = x.to(self.dtype)
+        if self.mean is not None and self.std is not None:
+            shape = (-1, *(1,) * (x.ndim - 2)) if x.ndim > 2 else (-1,)
+            x = (x - self.mean.to(x).reshape(shape)) / self.std.to(x).reshape(shape)
+        out = self.f(x.detach().cpu().numpy() if self.takes_arrays else x)
+        out = _unwrapped(out)
+        if len(out) != len(x):
+            raise ModelError(
+                f"The model gave {tuple(out.shape)} for {len(x)} inputs: its first dimension must "
+                "be the number of inputs."
+            )
+        return out.to(self.device)
+
+    def _halve(self, error: BaseException, rows: int) -> None:
+        text = str(error).lower()
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if not out_of_memory and not any(word in text for word in _OUT_OF_MEMORY):
+            raise error
+        seen = min(rows, self.max_rows or rows)
+        if seen <= 1:
+            raise ModelCrash(
+                "The device's memory does not hold one sample's forward and backward pass. Use a "
+                "device with more memory, or smaller inputs."
+            ) from error
+        self.max_rows = max(1, seen // 2)
+        if self.block.size > self.max_rows:
+            self.block = RowBlock(self.max_rows, self.block.is_fixed)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @contextmanager
+    def _crashes(self) -> Iterator[None]:
+        """Tell the model's own exceptions from ours."""
+        try:
+            yield
+        except (HoldfastError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            if any(word in str(error).lower() for word in _OUT_OF_MEMORY):
+                raise
+            raise ModelCrash(
+                f"The model raised {type(error).__name__}: {error}. What was found so far is in "
+                "the journal; mend the model and resume."
+            ) from error
+
+    # ------------------------------------------------------------------ recognising
+
+    def recognise(self, x: Tensor) -> Head:
+        """Find out what the output means from the answer to some clean inputs, and remember it.
+
+        Raises:
+            ModelError: where it is not the output of a classifier.
+        """
+        with self.session(), torch.no_grad():
+            out = self._first_output(x.to(self.device))
+        self.head = _head(out, self.head.n_classes)
+        if self.head.kind == "labels":
+            self.access = Access.LABELS
+        return self.head
+
+    def _first_output(self, x: Tensor) -> Tensor:
+        try:
+            return self.raw(x)
+        except ModelError:
+            raise
+        except Exception as error:
+            if self.modules or self.takes_arrays:
+                raise self._cannot_run(x, error) from error
+        self.takes_arrays = True
+        try:
+            return self.raw(x)
+        except Exception as error:
+            raise self._cannot_run(x, error) from error
+
+    def _cannot_run(self, x: Tensor, error: Exception) -> ModelError:
+        return ModelError(
+            f"The model cannot run on inputs of shape {tuple(x.shape)} "
+            f"({type(error).__name__}: {error}). Check that the data has the shape the model was "
+            "trained on (images are channels first: (n, channels, height, width))."
+        )
+
+    def restricted(self, access: Access) -> None:
+        """Let attackers see no more than ``access``."""
+        if not self.access.allows(access):
+            raise ModelError(
+                f"The model gives {self.access.value} only; an attacker cannot have "
+                f"{access.value}. Use --access {self.access.value}."
+            )
+        self.access = access
+        if access is Access.LABELS and self.head.kind != "labels":
+            self.head = replace(self.head, kind=f"{self.head.kind}, labels only")
+
+
+def as_logits(out: Tensor, head: Head) -> Tensor:
+    """A network's output as logits ``(n, k)`` float32, by what its head means."""
+    kind, _, hidden = head.kind.partition(", ")
+    if kind == "labels":
+        return _one_hot(out.reshape(len(out)).long(), head.n_classes)
+    z = out.float()
+    if kind in ("probability", "logit"):
+        z = z.reshape(len(z))
+        if kind == "probability":
+            z = z.clamp_min(_SMALLEST).log() - (1 - z).clamp_min(_SMALLEST).log()
+        z = torch.stack([torch.zeros_like(z), z], 1)
+    elif kind == "probabilities":
+        z = z.clamp_min(_SMALLEST).log()
+    return _one_hot(z.argmax(1), z.shape[1]) if hidden else z
+
+
+def _one_hot(labels: Tensor, n_classes: int) -> Tensor:
+    if bool((labels < 0).any()) or bool((labels >= n_classes).any()):
+        raise ModelError(
+            f"The model answered with label {int(labels.max())}, but there are {n_classes} "
+            "classes. Give the number of classes (--classes)."
+        )
+    return torch.nn.functional.one_hot(labels, n_classes).float()
+
+
+def _head(out: Tensor, n_classes: int) -> Head:
+    """What this output means."""
+    if not out.dtype.is_floating_point and out.ndim <= 2 and out[0].numel() == 1:
+        return Head("labels", max(n_classes, int(out.max()) + 1, 2))
+    if out.ndim > 2 or out.ndim == 0 or not out.dtype.is_floating_point:
+        raise ModelError(
+            f"The model's output has shape {tuple(out.shape)} and type {out.dtype}. A classifier "
+            "gives one row of scores per input (n, k), one logit (n,), or integer labels (n,)."
+        )
+    if not bool(torch.isfinite(out).all()):
+        raise ModelError(
+            "The model's output is not finite (NaN or infinite) on clean inputs. Check its weights "
+            "and its normalisation (--mean, --std)."
+        )
+    in_unit = bool((out >= 0).all()) and bool((out <= 1).all())
+    if out.ndim == 1 or out.shape[1] == 1:
+        return Head("probability" if in_unit else "logit", 2)
+    sums = out.float().sum(1)
+    is_probability = in_unit and bool(torch.allclose(sums, torch.ones_like(sums), atol=1e-4))
+    return Head("probabilities" if is_probability else "logits", out.shape[1])
+
+
+def _unwrapped(out: Any) -> Tensor:
+    """The tensor inside whatever a model returns."""
+    if isinstance(out, dict):
+        out = out.get("logits", next(iter(out.values()), None))
+    elif hasattr(out, "logits"):
+        out = out.logits
+    elif isinstance(out, (tuple, list)) and out and isinstance(out[0], (Tensor, np.ndarray)):
+        out = out[0]
+    if not isinstance(out, Tensor):
+        try:
+            out = torch.as_tensor(np.asarray(out))
+        except (TypeError, ValueError, RuntimeError):
+            raise ModelError(
+                f"The model returned a {type(out).__name__}. Return a tensor or an array of "
+                "scores (n, k), logits (n,) or labels (n,)."
+            ) from None
+    if out.ndim == 0:
+        raise ModelError("The model returned a single number. Return one row of scores per input.")
+    return out
+
+
+def _normalisation(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:
+    if mean is None and std is None:
+        return None, None
+    mean = torch.as_tensor(0.0 if mean is None else mean, dtype=torch.float32).reshape(-1)
+    std = torch.as_tensor(1.0 if std is None else std, dtype=torch.float32).reshape(-1)
+    if not bool((std > 0).all()) or not bool(torch.isfinite(mean).all()):
+        raise ModelError(f"std must be positive and mean finite: mean {mean}, std {std}.")
+    return mean, std
+
+
+def _modules_of(f: Any) -> list[nn.Module]:
+    """The modules behind a callable: itself, its owner, what it closes over."""
+    if isinstance(f, nn.Module):
+        return [f]
+    if isinstance(f, partial):
+        inner = [f.func, *f.args, *f.keywords.values()]
+        return [m for value in inner for m in _modules_of(value)]
+    owner = getattr(f, "__self__", None)
+    found = [owner] if isinstance(owner, nn.Module) else []
+    if inspect.isfunction(f):
+        seen = inspect.getclosurevars(f)
+        values = [*seen.nonlocals.values(), *seen.globals.values()]
+        found += [value for value in values if isinstance(value, nn.Module)]
+    elif owner is None and hasattr(f, "__dict__"):
+        found += [value for value in vars(f).values() if isinstance(value, nn.Module)]
+    return found
+
+
+def _describe(f: Any) -> str:
+    if isinstance(f, nn.Module):
+        n = sum(p.numel() for p in f.parameters())
+        return f"{type(f).__name__} with {n:,} parameters"
+    return getattr(f, "__qualname__", type(f).__name__)
+
+
+def _cut(query: Query, start: int, stop: int) -> Query:
+    if start == 0 and stop == len(query.points):
+        return query
+    objective = query.objective
+    if objective is not None:
+        rows = tuple(row[start:stop] for row in objective.rows)
+        objective = Objective(objective.function, rows)
+    return Query(query.points[start:stop], objective)
+
+
+def _loss(objective: Objective | None, logits: Tensor) -> Tensor:
+    assert objective is not None
+    return objective.function(logits, *objective.rows)
+
+
+def _bare(logits: Tensor) -> Answer:
+    empty = logits.new_empty(0)
+    return Answer(logits, empty, empty)
+
+
+def _joined(parts: list[Answer]) -> Answer:
+    if len(parts) == 1:
+        return parts[0]
+    return Answer(
+        torch.cat([p.logits for p in parts]),
+        torch.cat([p.losses for p in parts]),
+        torch.cat([p.gradients for p in parts]),
+    )
+
+
+def _mean(parts: Sequence[Answer]) -> Answer:
+    return Answer(
+        torch.stack([p.logits for p in parts]).mean(0),
+        torch.stack([p.losses for p in parts]).mean(0),
+        torch.stack([p.gradients for p in parts]).mean(0),
+    )
