@@ -140,7 +140,7 @@ def run_audit(plan: Plan, directory: Path, as_json: bool = False) -> None:
 def _run(plan: Plan, directory: Path, show: Any) -> bool:
     """Whether the run was interrupted."""
     from holdfast.engine.run import run
-    from holdfast.events import Stopped
+    from holdfast.events import Started, Stopped
     from holdfast.loading import open_model
     from holdfast.modalities import load
 
@@ -148,6 +148,8 @@ def _run(plan: Plan, directory: Path, show: Any) -> bool:
     model = open_model(plan, data)
     is_interrupted = False
     for event in run(plan, model, data, directory):
+        if isinstance(event, Started):
+            (directory / "plan.toml").write_text(plan.to_toml(), encoding="utf-8")
         show(event)
         is_interrupted |= isinstance(event, Stopped) and event.reason == "interrupted"
     return is_interrupted

@@ -41,7 +41,7 @@ def read_idx(path: Path) -> np.ndarray:
     """The array in an idx file, packed or not.
 
     Raises:
-        DataError: where it cannot be read, is not idx, or ends too early.
+        DataError: where it cannot be read, is not idx, or has another length than its header says.
     """
     try:
         with _opened(path) as file:
@@ -51,13 +51,13 @@ def read_idx(path: Path) -> np.ndarray:
             shape = tuple(int(s) for s in np.frombuffer(file.read(4 * head[3]), ">u4"))
             dtype = np.dtype(_TYPES[head[2]])
             expected = math.prod(shape) * dtype.itemsize
-            content = bytearray(file.read(expected))
+            content = bytearray(file.read(expected + 1))  # to the end: gzip checks its sum there
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"Cannot read {path}: {error}. Fetch the file again.") from None
     if len(shape) != head[3] or len(content) != expected:
         raise DataError(
-            f"{path} ends too early: {len(content)} of the {expected} bytes that its header "
-            f"{shape} announces. Fetch the file again."
+            f"{path} is damaged: its header {shape} announces {expected} bytes, but "
+            f"{'more' if len(content) > expected else len(content)} follow. Fetch the file again."
         )
     return np.frombuffer(content, dtype).reshape(shape).astype(dtype.newbyteorder("="), copy=False)
 

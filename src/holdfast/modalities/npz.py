@@ -28,7 +28,7 @@ def load_npz(spec: str, label: str | None = None, n: int | None = None) -> Data:
     """
     path = Path(spec).expanduser()
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return _paired(path, archive, label)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
