@@ -11,14 +11,15 @@ _MAX_ROUNDS = 60  # Newton on a piecewise quadratic: one round per active set, a
 def clipped_l2_scale(d: Tensor, lower: Tensor, upper: Tensor, eps: Tensor) -> Tensor:
     """The largest s >= 0 with ``||clip(s d, lower, upper)||_2 <= eps``, capped where all clip.
 
-    ``d``, ``lower <= 0`` and ``upper >= 0`` are ``(n, m)`` float64, ``eps`` ``(n,)`` -> ``(n,)``.
+    ``d``, ``lower <= 0`` and ``upper >= 0`` are ``(n, m)`` float64, ``eps`` ``(n,)`` -> ``(n,)``;
+    zero where d is zero.
     Newton from below: with the coordinates clipped at s held at their bounds, the norm is reached
     at sqrt((eps^2 - clipped) / free); that never overshoots and stops after finitely many rounds.
     """
     limit = torch.where(d > 0, upper, -lower)
     size = d.abs()
     total = size.square().sum(1)
-    s = eps / total.sqrt().clamp_min(torch.finfo(d.dtype).tiny)
+    s = torch.where(total > 0, eps / total.sqrt(), 0.0)
     for _ in range(_MAX_ROUNDS):
         is_clipped = s[:, None] * size >= limit
         clipped = torch.where(is_clipped, limit, 0.0).square().sum(1)

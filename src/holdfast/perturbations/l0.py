@@ -11,7 +11,6 @@ from torch import Tensor
 from holdfast.engine.random import Rng
 from holdfast.rows import static_field
 
-
 _REACH = 20.0
 
 
@@ -46,14 +45,15 @@ class L0Ball:
         """``z`` in the ``eps`` coordinates with the largest positive ``gain``, else ``x``."""
         size, order = gain.flatten(1).sort(dim=1, descending=True, stable=True)
         rank = torch.arange(size.shape[1], device=size.device)
-        chosen = (rank < self.radius[:, None]) & (size > 0)
+        chosen = (rank < self.radius.floor()[:, None]) & (size > 0)
         kept = torch.zeros_like(chosen).scatter_(1, order, chosen)
         return torch.where(kept.reshape(z.shape), z, self.x)
 
     def project(self, z: Tensor) -> Tensor:
         """Keep the coordinates whose keeping brings the result nearest to ``z``."""
         clipped = self._clip(z)
-        gain = (z - self.x).square() - (z - clipped).square()
+        # (z - x)^2 - (z - clipped)^2, without the cancellation where z is far away
+        gain = (clipped - self.x) * ((z - self.x) + (z - clipped))
         return self._keep(clipped, gain)
 
     def direction(self, gradient: Tensor, at: Tensor | None = None) -> Tensor:
@@ -62,8 +62,10 @@ class L0Ball:
         return gradient / size.reshape(-1, *(1,) * (gradient.ndim - 1))
 
     def natural_step(self, steps: int) -> Tensor:
-        """Many times the domain's width: the projection then keeps the coordinates with the largest
-        ``gradient * room``, with some preference for those it kept before.
+        """Many times the domain's width.
+
+        The projection then keeps the coordinates with the largest ``gradient * room``, with some
+        preference for those it kept before.
         """
         width = _REACH * (self.box_upper - self.box_lower).max()
         return width.to(self.radius).expand_as(self.radius).clone()
