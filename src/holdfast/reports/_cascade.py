@@ -28,18 +28,20 @@ def steps_for(
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """The steps under a threat of this norm, and why other attacks of the plan were left out.
 
-    Where the plan's attacks are not installed here, the steps are those that left attempts.
+    Stages that left attempts are steps whatever is installed here: no record is passed over.
     """
+    seen = {a.stage: a.attack for a in attempts}
     granted = Access(model.get("access") or plan.access)
     granted = granted if plan.access.allows(granted) else plan.access
     try:
         steps, findings = fitting(plan.resolved_stages, norm, granted)
     except PlanError:
-        seen = {a.stage: a.attack for a in attempts}
-        return tuple(Step(stage, label, "", 1) for stage, label in sorted(seen.items())), ()
+        steps, findings = [], []
     wrong = range(max(int(model.get("n_classes") or 2) - 1, 1))
     goal = 0 if plan.goal.is_targeted else -1
-    found = (
-        Step(s.stage, s.label, s.attack.card.access.value, len(walk(s, wrong, goal))) for s in steps
-    )
-    return tuple(found), tuple(finding.text for finding in findings)
+    found = {stage: Step(stage, label, "", 1) for stage, label in seen.items()}
+    for s in steps:
+        access = s.attack.card.access.value
+        found[s.stage] = Step(s.stage, s.label, access, len(walk(s, wrong, goal)))
+    skipped = tuple(finding.text for finding in findings)
+    return tuple(found[stage] for stage in sorted(found)), skipped

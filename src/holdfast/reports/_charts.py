@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -30,6 +31,7 @@ _COLOURS = {
     _AFTER: "var(--after)",
 }
 _SIZE = (5.2, 3.1)  # inches of 72 units: legible from 320 pixels on
+_MARGINS = {"left": 0.145, "right": 0.985, "top": 0.975, "bottom": 0.165}
 _MAX_POINTS = 300
 _BINS = 24
 _SETTINGS = {
@@ -45,7 +47,7 @@ _SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Values ``(n,)`` with what they are called; the second of a chart is hatched."""
+    """Values ``(n,)`` with what they are called; the last of a chart is hatched."""
 
     name: str
     values: NDArray[np.float64]
@@ -80,14 +82,16 @@ def histogram(
     edges = np.linspace(*limits, _BINS + 1)
 
     def draw(axes: Axes) -> None:
-        looks = (
-            {"color": _BEFORE, "alpha": 0.45},
-            {"facecolor": "none", "edgecolor": _AFTER, "hatch": "////"},
-        )
-        looks = looks if len(series) > 1 else looks[1:]
-        for one, look in zip(series, looks, strict=False):
+        for i, one in enumerate(series):
             counts, _ = np.histogram(np.clip(one.values, *limits), edges)
-            axes.stairs(counts, edges, fill=True, label=one.name, linewidth=1.4, **look)
+            is_after = i == len(series) - 1
+            bars = axes.stairs(counts, edges, fill=True, label=one.name, linewidth=1.4)
+            bars.set(
+                facecolor="none" if is_after else _BEFORE,
+                edgecolor=_AFTER if is_after else "none",
+                hatch="////" if is_after else None,
+                alpha=None if is_after else 0.45,
+            )
         axes.set_xlim(*limits)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         axes.set_xlabel(xlabel)
@@ -99,12 +103,14 @@ def histogram(
 def _svg(draw: Callable[[Axes], None], alt: str, legend: bool = True) -> Markup:
     """One chart. Settings of matplotlib, a user's own among them, are as before when it is done."""
     keep = ("backend", "interactive", "toolbar")
-    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if not k.startswith(keep)}
+    defaults: Any = matplotlib.rcParamsDefault
+    settings: Any = {k: v for k, v in defaults.items() if not k.startswith(keep)} | _SETTINGS
     buffer = io.StringIO()
-    with matplotlib.rc_context({**defaults, **_SETTINGS}):
-        figure = Figure(figsize=_SIZE, layout="constrained")
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=_SIZE)
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
+        figure.subplots_adjust(**_MARGINS)
         draw(axes)
         _plain(axes)
         if legend:
@@ -126,7 +132,7 @@ def _plain(axes: Axes) -> None:
 
 
 def _for_page(svg: str, alt: str) -> Markup:
-    """The SVG element alone, in the page's colours and font, with its meaning for screen readers."""
+    """The SVG element alone, in the page's colours and font, with words for screen readers."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)

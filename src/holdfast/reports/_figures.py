@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
@@ -53,16 +53,21 @@ def _curve(result: ThreatResult) -> Figure:
     found = result.curve
     half = result.median_radius
     middle = (
-        f"Half of the samples that are right unchanged fall to changes of {_words.size(half)}."
+        "Half of the samples that are right unchanged fall to changes of "
+        f"{_words.change_size(result, half)}."
         if half is not None
         else "Fewer than half of the samples that are right unchanged fall to changes this large."
     )
     alt = (
         f"Falling steps: {_words.percent(float(found.accuracy[0]))} of samples right without a "
         f"change, at most {_words.percent(float(found.accuracy[-1]))} with changes of up to "
-        f"{_words.size(float(found.eps[-1]))}. {middle}"
+        f"{_words.change_size(result, float(found.eps[-1]))}. {middle}"
     )
-    svg = _charts.curve(found, f"size of the change ({result.norm})", alt)
+    factor, suffix = _words.unit(result)
+    scaled = replace(found, eps=factor * found.eps)
+    svg = _charts.curve(
+        scaled, f"size of the change ({result.norm}{suffix and ', n' + suffix})", alt
+    )
     note = (
         f"An upper bound at every size: the truth lies on the line or below it. {middle} The "
         "shaded band is the exact 95 % interval, size by size."

@@ -27,17 +27,28 @@ def number(n: float) -> str:
 
 def percent(value: float) -> str:
     """A rate as a percentage; a dash where it is not known."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f} %"
+    return "–" if math.isnan(value) else f"{100 * value:.1f}\u00a0%"
 
 
 def interval(rate: Rate) -> str:
     """The interval of a rate."""
-    return f"{100 * rate.lower:.1f} to {100 * rate.upper:.1f} %"
+    return f"{100 * rate.lower:.1f} to {100 * rate.upper:.1f}\u00a0%"
 
 
 def size(value: float | None) -> str:
     """A size in input units; a dash where it is not known."""
     return "–" if value is None else f"{value:.4g}"
+
+
+def unit(result: ThreatResult) -> tuple[float, str]:
+    """How sizes are written: what to multiply by, and what follows; 255ths where the user does."""
+    return (255.0, "/255") if result.threat.endswith("/255") else (1.0, "")
+
+
+def change_size(result: ThreatResult, value: float | None) -> str:
+    """A size of a change in the threat's own way of writing."""
+    factor, suffix = unit(result)
+    return "–" if value is None else f"{factor * value:.3g}{suffix}"
 
 
 def bounds(report: Report) -> tuple[float, float] | None:
@@ -75,7 +86,7 @@ def _share(report: Report, result: ThreatResult) -> str:
     limits = bounds(report)
     if result.eps is None or limits is None:
         return ""
-    return f" ({100 * result.eps / (limits[1] - limits[0]):.2g} % of its range)"
+    return f" ({100 * result.eps / (limits[1] - limits[0]):.2g}\u00a0% of its range)"
 
 
 def effect(report: Report) -> str:
@@ -98,13 +109,11 @@ def lead(report: Report) -> list[str]:
             f"The model gets none of the {number(clean.n)} samples right, so there was nothing to "
             "attack. This says nothing about robustness."
         ]
-    sentences = [_result(report, result) for result in report.threats.values()]
-    attacked = [r for r in report.threats.values() if r.is_attacked]
-    if not attacked:
-        return sentences
-    if len(report.threats) > 1:
-        sentences.append(_union(report))
-    return [*sentences, _bound(report), *_caveats(report)]
+    each = [_result(report, result) for result in report.threats.values()]
+    if not any(result.is_attacked for result in report.threats.values()):
+        return each
+    union = [_union(report)] if len(report.threats) > 1 else []
+    return [*union, *each, _bound(report), *_caveats(report)]
 
 
 def _result(report: Report, result: ThreatResult) -> str:
@@ -125,16 +134,18 @@ def _of(part: int, whole: int) -> str:
 
 def _union(report: Report) -> str:
     broken = sum(v is Verdict.BROKEN for v in report.verdicts)
-    names = f"any of these {len(report.threats)} ways"
-    return f"With {names} at hand, it is {_of(broken, report.clean_accuracy.k)}."
+    who = f"An attacker with {len(report.threats)} ways to change the input"
+    whom = f"{_of(broken, report.clean_accuracy.k)} that the model gets right"
+    return f"{who} ({', '.join(report.threats)}) {effect(report)} for {whom}."
 
 
 def _bound(report: Report) -> str:
     rate = report.robust_accuracy
-    kept = f"The model stays right on {number(rate.k)} of {number(rate.n)} samples"
+    kept = f"The model stays right on {number(rate.k)} of {_some(rate.n)}"
     if not all(r.is_attacked for r in report.threats.values()):
         kept += " under what was tried"
-    bound = f"{kept}: its robust accuracy is at most {percent(rate.value)}"
+    most = "at most " if rate.k else ""
+    bound = f"{kept}: its robust accuracy is {most}{percent(rate.value)}"
     return (
         f"{bound} on these samples. For others of the same kind the same figure lies between "
         f"{percent(rate.lower)} and {percent(rate.upper)}, with 95 % confidence."
@@ -159,6 +170,26 @@ def _caveats(report: Report) -> list[str]:
 
 def _some(n: int) -> str:
     return "1 sample" if n == 1 else f"{number(n)} samples"
+
+
+def facts(report: Report) -> list[tuple[str, str]]:
+    """Everything that identifies the run, by name."""
+    known = [("plan", report.plan_id), ("seed", str(report.plan.seed))]
+    known += list(report.environment.items())
+    for what, values in (("model", report.model), ("data", report.data)):
+        for key, value in values.items():
+            if key != "class_names" and value not in ("", None):
+                name = key.removeprefix("n_").removeprefix("is_").replace("_", " ")
+                known.append((f"{what}: {name}", _fact(value)))
+    return known
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return number(value)
+    return " × ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def unknowns(report: Report) -> list[str]:
@@ -186,7 +217,8 @@ def unknowns(report: Report) -> list[str]:
             "The model answers at random: the same input can get different answers. A sample "
             "counts as broken if the majority of fresh answers is wrong."
         )
-    return text + unique_skips(report)
+    said = {finding.text for finding in report.warnings}
+    return text + [skip for skip in unique_skips(report) if skip not in said]
 
 
 def unique_skips(report: Report) -> list[str]:

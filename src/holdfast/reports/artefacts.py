@@ -24,7 +24,7 @@ EXAMPLES = "examples.safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A broken sample: its number, its row in the report, the input ``(*shape)`` and the changed."""
+    """A broken sample: number, row in the report, original and changed input ``(*shape)``."""
 
     sample: int
     row: int

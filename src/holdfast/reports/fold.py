@@ -135,7 +135,7 @@ def _threat(
         eps=eps,
         y=tuple(record.y for record in clean),
         verdict=tuple(verdicts),
-        broken_by=tuple(w.stage if w else -1 for w in winners),
+        broken_by=tuple(w.stage if w else None for w in winners),
         radius=tuple(_radius(fate, v, eps) for fate, v in pairs),
         margin=tuple(max((a.margin for a in own), default=None) for own in attempts),
         loss=tuple(max((a.loss for a in own), default=None) for own in attempts),

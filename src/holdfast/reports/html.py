@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".html", ".htm")
 _MAX_EXAMPLES = 24
+_N_FIRST = 6  # of them in sight; the others are folded away
 _MAX_LARGE = 8  # pictures of more than _LARGE pixels a side would make the page heavy
 _LARGE = 64
 _MAX_CLASSES = 20
@@ -85,15 +86,15 @@ def render(report: Report) -> str:
         lead=_words.lead(report),
         unknowns=_words.unknowns(report),
         verdict_words=_words.VERDICTS.values(),
+        facts=_words.facts(report),
+        n_first=_N_FIRST,
     )
 
 
 def fragment(report: Report) -> str:
     """A short summary for a notebook's cell."""
     page = _environment().get_template("fragment.html")
-    return page.render(
-        report=report, segments=_segments(report.verdicts), lead=_words.lead(report)
-    )
+    return page.render(report=report, segments=_segments(report.verdicts), lead=_words.lead(report))
 
 
 @cache

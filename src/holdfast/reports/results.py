@@ -69,6 +69,7 @@ class StageResult(Frozen):
     """
 
     stage: int
+    """Position in the cascade; -1: inputs found under another threat were tried first."""
     attack: str
     access: str = ""
     """What the attack must see of the model; empty where the attack is not installed."""
@@ -132,8 +133,8 @@ class ThreatResult(Frozen):
     """The radius; None where the threat is not a ball of one size."""
     y: tuple[int, ...] = ()
     verdict: tuple[Verdict, ...] = ()
-    broken_by: tuple[int, ...] = ()
-    """Stage that broke the sample; -1: none."""
+    broken_by: tuple[int | None, ...] = ()
+    """Stage that broke the sample; -1: an input found under another threat; None: nothing did."""
     radius: tuple[float | None, ...] = ()
     """Smallest change known to break the sample; 0 where it is wrong unchanged."""
     margin: tuple[float | None, ...] = ()

@@ -77,7 +77,8 @@ def _row(result: ThreatResult) -> tuple[str, ...]:
         return f"under {result.threat}", "not tested", "", "", ""
     rate = result.robust_accuracy
     bound, radius = f"≤ {_words.percent(rate.value)}", result.median_radius
-    half = _words.size(radius) if radius is not None else f"> {_words.size(result.eps)}"
+    half = _words.change_size(result, radius)
+    half = f"> {_words.change_size(result, result.eps)}" if radius is None else half
     passes = _words.number(result.passes_per_sample)
     return f"under {result.threat}", bound, _words.interval(rate), half, passes
 
