@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,12 +46,12 @@ def audit(
     Args:
         model: A ``torch.nn.Module`` or callable with inputs in [0, 1] and logits out; a
             :class:`~holdfast.Model` for other domains, normalisation inside or other access; or a
-            reference as on the command line (a ``.pt2`` or ``.onnx`` file, ``package.module:name``).
+            reference as on the command line (``model.pt2``, ``.onnx``, ``package.module:name``).
         data: ``(x, y)`` tensors or arrays, a ``Dataset``, a ``DataLoader``, or a path or name.
         threat: ``"linf:8/255"``, ``"l2:0.5"``, ``"l1:12"``, ``"l0:20"``, a threat object, or
             several of them: each is audited, and their union reported.
-        cascade: ``"standard"``, ``"quick"``, the path of a TOML file, or the stages themselves, e.g.
-            ``[{"attack": "pgd", "steps": 40}]``.
+        cascade: ``"standard"``, ``"quick"``, the path of a TOML file, or the stages themselves,
+            e.g. ``[{"attack": "pgd", "steps": 40}]``.
         budget: ``"10min"``, ``"200passes"`` (per sample), ``"1000queries"``; None: no limit.
         target: None for any wrong answer, a class, or ``random``, ``least_likely``, ``runner_up``.
         access: ``gradients``, ``scores`` or ``labels``; None: all that the model gives.
@@ -89,12 +91,14 @@ def audit(
         batch_size=batch_size,
         device=device,
     )
-    holder = tempfile.TemporaryDirectory(prefix="holdfast-") if out is None else None
-    directory = Path(holder.name) if holder is not None else Path(str(out))
+    directory = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     for event in run(plan, wrapped, as_data(data, n), directory, threats):
         if on_event is not None:
             on_event(event)
-    return Report.load(directory, holder=holder)
+    report = Report.load(directory)
+    if out is None:
+        weakref.finalize(report, shutil.rmtree, directory, ignore_errors=True)
+    return report
 
 
 def _model(
@@ -106,7 +110,8 @@ def _model(
     if isinstance(model, (str, Path)):
         from holdfast.loading import load_model
 
-        return load_model(str(model), **options)
+        loaded = load_model(str(model))
+        return Model(loaded.f, **options, description=loaded.description)
     return Model(model, **options)
 
 

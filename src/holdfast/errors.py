@@ -1,4 +1,6 @@
-"""What can go wrong, as a tree::
+"""What can go wrong, as a tree.
+
+::
 
     HoldfastError
     ├── InputError (also a ValueError)   something given cannot be used

@@ -12,7 +12,7 @@ from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from holdfast.errors import PlanError, ThreatError
 
@@ -84,7 +84,7 @@ def attack(name: str, **options: Any) -> Attack:
     kind = attacks().get(name)
     if kind is None:
         raise PlanError(f"Unknown attack {name!r}. Available: {', '.join(attacks())}.")
-    known = {field.name: field for field in fields(kind)}
+    known = {field.name: field for field in fields(cast("Any", kind))}
     for option in options:
         if option not in known:
             raise PlanError(

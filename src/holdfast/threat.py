@@ -137,11 +137,6 @@ class Threat(Protocol):
         """The geometry: ``linf``, ``l2``, ``l1``, ``l0`` or the name of another set."""
         ...
 
-    @property
-    def size(self) -> Tensor:
-        """The radius, one number or one per sample; 0 where nothing may change."""
-        ...
-
     def select(self, rows: Sequence[int]) -> Threat:
         """The threat for some samples: a radius per sample is cut to them."""
         ...

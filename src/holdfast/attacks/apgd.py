@@ -134,10 +134,7 @@ class APGD(Attack):
         mask = like(to_best, state.x)
         x = torch.where(mask, state.x_best, state.x)
         gradient = torch.where(mask, state.gradient_best, answer.gradients)
-        if is_l1:
-            x_next = _step_l1(state, x, gradient)
-        else:
-            x_next = _step(state, x, gradient, self.momentum)
+        x_next = _step_l1(state, x, gradient) if is_l1 else _step(state, x, gradient, self.momentum)
         step = state.step + 1
         # the next difference is taken from where this step started, before any return to the best
         return replace(state, x=x_next, x_before=x, step=step, finished=step > self.steps)

@@ -1,1 +1,1 @@
-
+"""The engine: it runs plans, judges claims, and writes down what happened."""

@@ -80,8 +80,7 @@ class Attacking:
         """All jobs, until every walk is over or the time is."""
         self._reuse()
         for sample in np.flatnonzero(self.context.ledger.is_correct).tolist():
-            if not self._is_eps_zero(sample):
-                self._wait(sample)
+            self._wait(sample)
         slots = Slots(
             self.context.model,
             self.context.slots,
@@ -96,10 +95,6 @@ class Attacking:
             self._record(ended)
             yield from self._say()
         yield from self._say(is_end=True)
-
-    def _is_eps_zero(self, sample: int) -> bool:
-        """A set without any change cannot change the answer: nothing to attack."""
-        return float(self.threat.select([sample]).size) == 0.0
 
     def _refill(self, slots: Slots) -> None:
         free = slots.free

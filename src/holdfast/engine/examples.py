@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -30,4 +29,4 @@ def write_examples(directory: Path, threat: str, x: Tensor, x_adv: Tensor, rows:
     tensors[f"{threat}/sample"] = torch.tensor(rows, dtype=torch.int64)
     draft = path.with_suffix(".tmp")
     save_file(tensors, draft)
-    os.replace(draft, path)
+    draft.replace(path)

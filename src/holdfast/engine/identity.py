@@ -105,5 +105,7 @@ def _hash(model: Model) -> str:
     digest = hashlib.blake2b(digest_size=16)
     tensors = [t for module in model.modules for t in (*module.parameters(), *module.buffers())]
     for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(
+            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest() if tensors else ""

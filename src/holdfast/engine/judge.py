@@ -1,6 +1,6 @@
 """The judge: nothing counts as broken until it was replayed here.
 
-A claim is accepted if the changed input is allowed, and if the model, run afresh in float32 and
+A claim is accepted if the input was changed at all, if the change is allowed, and if the model, run afresh in float32 and
 evaluation mode, gives the wanted answer twice: in a batch and on its own. For a random model each
 answer is the majority of fresh draws.
 """
@@ -60,7 +60,8 @@ def judge(
     """
     if quantise:
         points = quantised(points, allowed)
-    accepted = allowed.contains(points)
+    is_changed = (points != allowed.x).flatten(1).any(1)
+    accepted = allowed.contains(points) & is_changed
     logits = torch.zeros(len(points), model.n_classes, device=points.device)
     inside = accepted.nonzero().squeeze(1)
     if len(inside) == 0:

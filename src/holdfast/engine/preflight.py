@@ -9,6 +9,7 @@ from torch import Tensor
 
 from holdfast.attacks._losses import cross_entropy
 from holdfast.attacks.base import Answer, Objective, Query
+from holdfast.engine.judge import N_DRAWS
 from holdfast.engine.scan import inside
 from holdfast.errors import DataError, ModelError
 from holdfast.model import Model, RowBlock
@@ -84,9 +85,9 @@ def _randomness(model: Model, x: Tensor) -> list[Finding]:
             code="random_model",
             level="warning",
             text="The model answers differently when it is asked the same thing twice (largest "
-            f"difference of scores {difference:.3g}). Gradients are averaged over {EOT_DRAWS} draws "
-            "and an input counts as fooling the model if most of 20 fresh draws say so. Rare "
-            "answers of the model are not audited.",
+            f"difference of scores {difference:.3g}). Gradients are averaged over {EOT_DRAWS} "
+            f"draws and an input counts as fooling the model if most of {N_DRAWS} fresh draws say "
+            "so. Rare answers of the model are not audited.",
         )
     ]
 
@@ -173,8 +174,9 @@ def _row_block(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
         Finding(
             code="rounding",
             level="info",
-            text="On this machine the model's rounding depends on an input's place in the batch, so "
-            "the verdict of a sample that is just about to fall may differ between batch sizes.",
+            text="On this machine the model's rounding depends on an input's place in the batch, "
+            "so the verdict of a sample that is just about to fall may differ between batch "
+            "sizes.",
         )
     ]
 

@@ -6,12 +6,11 @@ same plan in the same directory again, and it goes on where it stopped, whatever
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,7 +163,7 @@ def _sitting(context: Context, threats: Sequence[Threat]) -> Iterator[Event]:
         yield from _clean(context)
         stopped = False
         for threat in threats:
-            stopped = yield from _threat(context, threat) or False
+            stopped = yield from _threat(context, threat)
             if stopped:
                 break
         outcome = "budget" if stopped else "finished"
@@ -299,7 +298,7 @@ def _clean_records(context: Context, rows: list[int]) -> list[Clean]:
     ]
 
 
-def _threat(context: Context, threat: Threat) -> Iterator[Event]:
+def _threat(context: Context, threat: Threat) -> Generator[Event, None, bool]:
     """All attacks under one threat, its curve, its examples. Returns whether the time ran out."""
     text, plan = threat.describe(), context.plan
     steps, left_out = fitting(plan.resolved_stages, threat.norm, context.model.access)
@@ -359,7 +358,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file so that it is there whole or not at all."""
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    draft.replace(path)
 
 
 def _peak_memory_mb() -> float:

@@ -1,8 +1,8 @@
 """Slots: one full batch of attack jobs, each at its own step, refilled as jobs end.
 
-Every attack at work has a lane: a state with one row per job. A tick asks all lanes for points, runs
-the model once, tells the answers, lets the judge look at claims, and gives back the jobs that ended.
-Nothing waits for the slowest sample, and no row's result depends on which rows are beside it.
+Every attack at work has a lane: a state with one row per job. A tick asks all lanes for points,
+runs the model once, tells the answers, lets the judge look at claims, and gives back the jobs that
+ended. Nothing waits for the slowest sample, and no row's result depends on the rows beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from holdfast.model import Model
 from holdfast.record import Outcome
 from holdfast.rows import join, like, take
 from holdfast.threat import AllowedSet
-
 
 NO_LIMIT = 2**62
 
@@ -268,11 +267,13 @@ class Slots:
             one = Ended(
                 lane.jobs[row],
                 Outcome.BROKEN if is_broken else outcome,
-                forward,
-                backward,
-                *values[i],
-                rejected,
-                zero,
+                forward=forward,
+                backward=backward,
+                margin=values[i][0],
+                loss=values[i][1],
+                confidence=values[i][2],
+                rejected=rejected,
+                zero_gradients=zero,
                 best=tally.best[i] if self.rules.keep_best else None,
                 best_score=float(tally.best_score[i]) if self.rules.keep_best else -math.inf,
             )

@@ -36,9 +36,9 @@ def _score_beats_gradient(steps: Sequence[Step], standing: Standing, n: int) -> 
     if count < max(2, 0.003 * n):
         return ""
     return (
-        f"An attack that sees only scores broke {count} samples ({count / n:.1%}) that all gradient "
-        "attacks had missed. The model's gradients mislead attackers (gradient masking), so the "
-        "true robust accuracy is probably lower still."
+        f"An attack that sees only scores broke {count} samples ({count / n:.1%}) that all "
+        "gradient attacks had missed. The model's gradients mislead attackers (gradient masking), "
+        "so the true robust accuracy is probably lower still."
     )
 
 

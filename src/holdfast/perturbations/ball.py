@@ -1,4 +1,4 @@
-"""Norm balls cut with the input domain: the threats ``linf:8/255``, ``l2:0.5``, ``l1:12``, ``l0:20``."""
+"""Norm balls cut with the domain: ``linf:8/255``, ``l2:0.5``, ``l1:12``, ``l0:20``."""
 
 from __future__ import annotations
 
