@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import tables
 
+import holdfast
+
 project = "Holdfast"
 author = "The Holdfast authors"
 copyright = author
@@ -22,10 +24,12 @@ source_suffix = {".md": "markdown"}
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+smartquotes = False  # or --option becomes –option
 
 autodoc_default_options = {
     "members": True,
     "exclude-members": "model_config",
+    "special-members": "__call__",
 }
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -37,7 +41,7 @@ napoleon_use_ivar = True
 nitpicky = True  # a reference to something of ours that does not exist fails the build
 nitpick_ignore_regex = [
     ("py:.*", r"(?!holdfast\.).*"),
-    ("py:class", r"holdfast\..*\.(_\w+|Record|Frozen)"),
+    ("py:class", r"holdfast\..*\.(_\w+(\.\w+)?|Record|Frozen)"),
 ]
 python_use_unqualified_type_names = True
 
@@ -56,6 +60,17 @@ def keep_colons(
         lines.insert(0, "")
 
 
+def resolve_public(app: Any, env: Any, node: Any, content: Any) -> Any:
+    """``holdfast.Model`` is documented where it lives, in ``holdfast.model``."""
+    name = node.get("reftarget", "").removeprefix("holdfast.")
+    if name not in holdfast.__all__:
+        return None
+    home = getattr(holdfast, name).__module__
+    place, kind = node["refdoc"], node["reftype"]
+    domain = env.get_domain("py")
+    return domain.resolve_xref(env, place, app.builder, kind, f"{home}.{name}", node, content)
+
+
 def setup(app: Any) -> None:
     """Write the tables into the pages that name them in double braces."""
     found = tables.all_tables()
@@ -66,3 +81,4 @@ def setup(app: Any) -> None:
 
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", keep_colons, priority=100)
+    app.connect("missing-reference", resolve_public)

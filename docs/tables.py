@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
+import pkgutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ def table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 
 def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return str(value).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
 def _norms(norms: Iterable[str]) -> str:
@@ -84,17 +86,24 @@ def _documented(docstring: str) -> dict[str, str]:
 
 def attack_modules() -> str:
     """Directives for the reference of every attack's module."""
-    return _automodules(registry.attacks().values())
+    return _directives("holdfast.attacks")
 
 
 def threat_modules() -> str:
     """Directives for the reference of every threat's module."""
-    return _automodules(map(registry.perturbation, registry.threats()))
+    return _directives("holdfast.perturbations")
 
 
-def _automodules(kinds: Iterable[type]) -> str:
-    names = dict.fromkeys(kind.__module__ for kind in kinds)
-    lines = [f".. automodule:: {name}" for name in names]
+def engine_modules() -> str:
+    """Directives for the reference of the engine."""
+    return _directives("holdfast.engine")
+
+
+def _directives(package: str) -> str:
+    path = importlib.import_module(package).__path__
+    names = [module.name for module in pkgutil.iter_modules(path)]
+    names = [f".{name}" for name in names if not name.startswith("_")]
+    lines = [f".. automodule:: {package}{name}" for name in ["", *names]]
     return "\n".join(["```{eval-rst}", *lines, "```"])
 
 
@@ -132,18 +141,21 @@ def commands() -> str:
 
 
 def _command(name: str, command: Any) -> str:
-    words = (command.help or "").replace("\b", "").strip()
-    rows = []
-    for parameter in command.params:
-        if parameter.name == "help":
-            continue
-        is_option = parameter.param_type_name == "option"
-        flags = ", ".join(f"`{flag}`" for flag in parameter.opts)
-        label = flags if is_option else f"`{parameter.human_readable_name}`"
-        rows.append((label, getattr(parameter, "help", None) or ""))
-    options = table(("argument or option", "meaning"), rows) if rows else ""
-    inner = [_command(f"{name} {sub}", c) for sub, c in getattr(command, "commands", {}).items()]
-    return "\n\n".join([f"### holdfast {name}", f"```text\n{words}\n```", options, *inner])
+    parts = [f"### holdfast {name}", command.help or ""]
+    rows = [_parameter(parameter) for parameter in command.params if parameter.name != "help"]
+    if rows:
+        parts.append(table(("argument or option", "meaning"), rows))
+    if examples := (getattr(command, "epilog", None) or "").replace("\n\n", "\n"):
+        parts.append(f"```text\n{examples}\n```")
+    inner = getattr(command, "commands", {}).items()
+    return "\n\n".join([*parts, *(_command(f"{name} {sub}", c) for sub, c in inner)])
+
+
+def _parameter(parameter: Any) -> tuple[str, str]:
+    value = getattr(parameter, "metavar", None) or ""
+    is_option = parameter.param_type_name == "option"
+    written = f"{', '.join(parameter.opts)} {value}" if is_option else value or parameter.name
+    return f"`{written.strip().replace('|', ' or ')}`", getattr(parameter, "help", None) or ""
 
 
 def result(name: str, columns: dict[str, str]) -> str:
@@ -211,6 +223,7 @@ def all_tables() -> dict[str, str]:
         attack_modules,
         threats,
         threat_modules,
+        engine_modules,
         cascade_tables,
         commands,
     ]
