@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from holdfast.engine.cascade import fitting, walk
+from holdfast.engine.ledger import REUSED
 from holdfast.errors import PlanError
 from holdfast.plan import Plan
 from holdfast.record import Attempt
@@ -35,13 +36,13 @@ def steps_for(
     granted = granted if plan.access.allows(granted) else plan.access
     try:
         steps, findings = fitting(plan.resolved_stages, norm, granted)
-    except PlanError:
-        steps, findings = [], []
+        skipped = tuple(finding.text for finding in findings)
+    except PlanError as error:
+        steps, skipped = [], () if seen else (str(error),)
     wrong = range(max(int(model.get("n_classes") or 2) - 1, 1))
     goal = 0 if plan.goal.is_targeted else -1
-    found = {stage: Step(stage, label, "", 1) for stage, label in seen.items()}
+    found = {s: Step(s, label, "", int(s != REUSED)) for s, label in seen.items()}
     for s in steps:
         access = s.attack.card.access.value
         found[s.stage] = Step(s.stage, s.label, access, len(walk(s, wrong, goal)))
-    skipped = tuple(finding.text for finding in findings)
     return tuple(found[stage] for stage in sorted(found)), skipped

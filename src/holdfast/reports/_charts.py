@@ -6,6 +6,7 @@ reader's own font.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ _COLOURS = {
     _AFTER: "var(--after)",
 }
 _SIZE = (5.2, 3.1)  # inches of 72 units: legible from 320 pixels on
-_MARGINS = {"left": 0.145, "right": 0.985, "top": 0.975, "bottom": 0.165}
+_MARGINS = {"left": 0.145, "right": 0.965, "top": 0.975, "bottom": 0.165}
 _MAX_POINTS = 300
 _BINS = 24
 _SETTINGS = {
@@ -63,7 +64,7 @@ def curve(found: Curve, xlabel: str, alt: str) -> Markup:
 
     def draw(axes: Axes) -> None:
         band = {"step": "post", "color": _BEFORE, "alpha": 0.18, "linewidth": 0}
-        axes.fill_between(eps, lower, upper, label="95 % interval", **band)
+        axes.fill_between(eps, lower, upper, label="95% interval", **band)
         axes.step(eps, value, where="post", color=_BEFORE, linewidth=2.2, label="at most")
         axes.plot(eps[-1:], value[-1:], "o", color=_AFTER, markersize=6)
         axes.set_ylim(0, 1.02)
@@ -137,7 +138,9 @@ def _for_page(svg: str, alt: str) -> Markup:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg, count=2)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would style the whole page
-    svg = re.sub(r'\sid="\w+_\d+"', "", svg)
+    svg = re.sub(r'\sid="[\w.]+_\d+"', "", svg)
+    own = hashlib.blake2b((svg + alt).encode(), digest_size=4).hexdigest()
+    svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>chart-{own}-", svg)  # one name once per page
     svg = re.sub(r"'DejaVu Sans'(?:, [^;\"]*)?", "inherit", svg)
     svg = re.sub(r"font: ([\d.]+)px inherit", r"font-size: \1px", svg)
     for colour, variable in _COLOURS.items():

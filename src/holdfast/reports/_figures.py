@@ -44,9 +44,9 @@ def of(report: Report, result: ThreatResult) -> Iterator[Figure]:
         yield _curve(result)
     columns = _columns(report, result)
     if report.has_scores and len(columns.confidence):
-        yield _confidence(columns)
-        yield _drop(columns)
-        yield _loss(columns)
+        yield _confidence(result.threat, columns)
+        yield _drop(result.threat, columns)
+        yield _loss(result.threat, columns)
 
 
 def _curve(result: ThreatResult) -> Figure:
@@ -59,8 +59,8 @@ def _curve(result: ThreatResult) -> Figure:
         else "Fewer than half of the samples that are right unchanged fall to changes this large."
     )
     alt = (
-        f"Falling steps: {_words.percent(float(found.accuracy[0]))} of samples right without a "
-        f"change, at most {_words.percent(float(found.accuracy[-1]))} with changes of up to "
+        f"Falling steps under {result.threat}: {_words.percent(float(found.accuracy[0]))} of "
+        f"samples right without a change, at most {_words.percent(float(found.accuracy[-1]))} with changes of up to "
         f"{_words.change_size(result, float(found.eps[-1]))}. {middle}"
     )
     factor, suffix = _words.unit(result)
@@ -70,7 +70,7 @@ def _curve(result: ThreatResult) -> Figure:
     )
     note = (
         f"An upper bound at every size: the truth lies on the line or below it. {middle} The "
-        "shaded band is the exact 95 % interval, size by size."
+        "shaded band is the exact 95% interval, size by size."
     )
     return Figure("Accuracy against the size of the change", svg, note)
 
@@ -89,15 +89,15 @@ def _columns(report: Report, result: ThreatResult) -> _Columns:
     return _Columns(*pick)
 
 
-def _confidence(columns: _Columns) -> Figure:
+def _confidence(threat: str, columns: _Columns) -> Figure:
     series = [
         _charts.Series("unchanged", columns.confidence),
         _charts.Series("under attack", columns.attacked_confidence),
     ]
     before, after = np.median(columns.confidence), np.median(columns.attacked_confidence)
     alt = (
-        f"Two histograms. Median confidence in the right answer: {_words.percent(float(before))} "
-        f"unchanged, {_words.percent(float(after))} under attack."
+        f"Two histograms under {threat}. Median confidence in the right answer: "
+        f"{_words.percent(float(before))} unchanged, {_words.percent(float(after))} under attack."
     )
     svg = _charts.histogram(series, (0, 1), "confidence in the right answer", alt)
     note = (
@@ -107,20 +107,20 @@ def _confidence(columns: _Columns) -> Figure:
     return Figure("Confidence in the right answer", svg, note)
 
 
-def _drop(columns: _Columns) -> Figure:
+def _drop(threat: str, columns: _Columns) -> Figure:
     drop = columns.confidence - columns.attacked_confidence
     series = [_charts.Series("samples", drop)]
-    low = min(0.0, float(drop.min()))
-    alt = f"A histogram of the drop in confidence; its median is {_words.size(np.median(drop))}."
+    low, middle = min(0.0, float(drop.min())), float(np.median(drop))
+    alt = f"A histogram of the drop in confidence under {threat}; median {_words.size(middle)}."
     svg = _charts.histogram(series, (low, 1.0), "drop in confidence", alt)
     note = (
         f"How much confidence in the right answer the worst change found takes away: median "
-        f"{_words.size(float(np.median(drop)))}. Near 0 the sample hardly reacts."
+        f"{_words.size(middle)}. Near 0 the sample hardly reacts."
     )
     return Figure("Robustness margin", svg, note)
 
 
-def _loss(columns: _Columns) -> Figure:
+def _loss(threat: str, columns: _Columns) -> Figure:
     series = [
         _charts.Series("unchanged", columns.loss),
         _charts.Series("under attack", columns.attacked_loss),
@@ -129,8 +129,8 @@ def _loss(columns: _Columns) -> Figure:
     top = float(np.percentile(finite, _TAIL)) if len(finite) else 1.0
     mean = float(finite.mean()) if len(finite) else float("nan")
     alt = (
-        f"Two histograms of the loss. Mean {_words.size(float(columns.loss.mean()))} unchanged, "
-        f"{_words.size(mean)} under attack."
+        f"Two histograms of the loss under {threat}. Mean "
+        f"{_words.size(float(columns.loss.mean()))} unchanged, {_words.size(mean)} under attack."
     )
     svg = _charts.histogram(series, (0, max(top, 1e-3)), "loss (cross-entropy)", alt)
     note = (

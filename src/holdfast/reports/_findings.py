@@ -65,10 +65,8 @@ def _of_all(report: Report) -> Iterator[Finding]:
 def _of_threat(result: ThreatResult) -> Iterator[Finding]:
     if not result.stages:
         text = (
-            f"No attack of the plan works under {result.threat}: nothing was tried, and the "
-            "samples that are right unchanged say nothing about robustness. "
-            + "".join(f"{reason} " for reason in result.skipped)
-            + "Grant more access, or use a cascade with an attack for this case."
+            f"Nothing was tried under {result.threat}, so the samples that are right unchanged say "
+            f"nothing about robustness. {' '.join(result.skipped)}"
         )
         yield Finding(code="nothing_attacked", level="error", text=text, threat=result.threat)
     if result.n_stopped:

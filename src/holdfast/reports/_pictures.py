@@ -108,7 +108,7 @@ def most_changed(
 
 def _factor(largest: float) -> int:
     """The largest round factor that keeps the largest change within the picture's range."""
-    return max((f for f in _FACTORS if f * largest <= 1), default=1)
+    return max((f for f in _FACTORS if f * largest <= 1 + 1e-3), default=1)
 
 
 def _colours_last(x: NDArray[np.float32], kind: Layout) -> NDArray[np.float64]:

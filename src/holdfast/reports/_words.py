@@ -27,12 +27,12 @@ def number(n: float) -> str:
 
 def percent(value: float) -> str:
     """A rate as a percentage; a dash where it is not known."""
-    return "–" if math.isnan(value) else f"{100 * value:.1f}\u00a0%"
+    return "–" if math.isnan(value) else f"{100 * value:.1f}%"
 
 
 def interval(rate: Rate) -> str:
     """The interval of a rate."""
-    return f"{100 * rate.lower:.1f} to {100 * rate.upper:.1f}\u00a0%"
+    return f"{100 * rate.lower:.1f} to {100 * rate.upper:.1f}%"
 
 
 def size(value: float | None) -> str:
@@ -86,7 +86,7 @@ def _share(report: Report, result: ThreatResult) -> str:
     limits = bounds(report)
     if result.eps is None or limits is None:
         return ""
-    return f" ({100 * result.eps / (limits[1] - limits[0]):.2g}\u00a0% of its range)"
+    return f" ({100 * result.eps / (limits[1] - limits[0]):.2g}% of its range)"
 
 
 def effect(report: Report) -> str:
@@ -148,7 +148,7 @@ def _bound(report: Report) -> str:
     bound = f"{kept}: its robust accuracy is {most}{percent(rate.value)}"
     return (
         f"{bound} on these samples. For others of the same kind the same figure lies between "
-        f"{percent(rate.lower)} and {percent(rate.upper)}, with 95 % confidence."
+        f"{percent(rate.lower)} and {percent(rate.upper)}, with 95% confidence."
     )
 
 

@@ -52,6 +52,7 @@ class Shown:
     before_confidence: float
     after_confidence: float
     radius: float | None
+    size: float | None
     pictures: _pictures.Triple | None
     features: list[_pictures.FeatureChange]
 
@@ -156,6 +157,13 @@ def _show(report: Report, result: ThreatResult, example: Example) -> Shown:
         samples.confidence_predicted[row],
         result.prediction_confidence[row],
         result.radius[row],
+        _size(x_adv - x, result.norm),
         pictures,
         [] if pictures else _pictures.most_changed(x, x_adv),
     )
+
+
+def _size(delta: np.ndarray, norm: str) -> float | None:
+    """The size of the change shown; None where the threat is no norm ball."""
+    order = {"linf": np.inf, "l2": 2, "l1": 1, "l0": 0}.get(norm)
+    return None if order is None else float(np.linalg.norm(delta.ravel().astype(float), order))

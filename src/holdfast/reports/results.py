@@ -110,7 +110,7 @@ class Curve:
     Attributes:
         eps: Sizes ``(m,)``, rising from 0 to the threat's.
         accuracy: Fraction of samples right and unbroken at that size ``(m,)``.
-        lower: Lower ends of the exact 95 % intervals, size by size ``(m,)``.
+        lower: Lower ends of the exact 95% intervals, size by size ``(m,)``.
         upper: Upper ends ``(m,)``.
     """
 

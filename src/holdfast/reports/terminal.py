@@ -57,7 +57,7 @@ def _data(report: Report) -> str:
 
 def _figures(report: Report) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name, justify in (("", "left"), ("accuracy", "right"), ("95 % interval", "left")):
+    for name, justify in (("", "left"), ("accuracy", "right"), ("95% interval", "left")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     table.add_column("half fall to", justify="right")
     table.add_column("passes/sample", justify="right")
