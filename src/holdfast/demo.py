@@ -13,7 +13,7 @@ from holdfast.errors import DataError
 from holdfast.modalities import load
 from holdfast.plan import DataSpec, ModelSpec, Plan
 
-THREATS = ("linf:0.1", "l2:0.5")
+THREATS = ("linf:0.15", "l2:0.6")
 N_SAMPLES = 200
 WEIGHTS = "weights.safetensors"
 

@@ -10,6 +10,7 @@ import typer
 from holdfast.cli import options
 
 if TYPE_CHECKING:
+    from holdfast.cli.display import Show
     from holdfast.plan import Plan
 
 EXAMPLES = """Examples:
@@ -120,36 +121,30 @@ def run_audit(plan: Plan, directory: Path, as_json: bool = False) -> None:
     """Run a plan, show its events, and write and print its report."""
     from holdfast.cli.display import display
     from holdfast.cli.errors import INTERRUPTED, show_error
+    from holdfast.errors import ModelCrash
 
+    resume = f"  holdfast audit --resume {directory}"
     try:
         with display(as_json) as show:
-            is_interrupted = _run(plan, directory, show)
+            _run(plan, directory, show)
     except KeyboardInterrupt:
-        is_interrupted = True
-    if is_interrupted:
-        show_error(
-            f"Interrupted. The journal in {directory} is intact. Go on with:\n"
-            f"  holdfast audit --resume {directory}"
-        )
-        raise typer.Exit(INTERRUPTED)
+        began = (directory / "plan.toml").is_file()
+        intact = f"Interrupted. The journal in {directory} is intact. Go on with:\n{resume}"
+        show_error(intact if began else "Interrupted before the run began.")
+        raise typer.Exit(INTERRUPTED) from None
+    except ModelCrash as error:
+        raise ModelCrash(f"{error}\n{resume}") from error
     from holdfast.cli.report import write_reports
 
     write_reports(directory, quiet=as_json)
 
 
-def _run(plan: Plan, directory: Path, show: Any) -> bool:
-    """Whether the run was interrupted."""
+def _run(plan: Plan, directory: Path, show: Show) -> None:
     from holdfast.engine.run import run
-    from holdfast.events import Started, Stopped
     from holdfast.loading import open_model
     from holdfast.modalities import load
 
     data = load(plan.data.source, plan.data.label, plan.data.n)
     model = open_model(plan, data)
-    is_interrupted = False
     for event in run(plan, model, data, directory):
-        if isinstance(event, Started):
-            (directory / "plan.toml").write_text(plan.to_toml(), encoding="utf-8")
         show(event)
-        is_interrupted |= isinstance(event, Stopped) and event.reason == "interrupted"
-    return is_interrupted

@@ -71,7 +71,7 @@ def _line(event: Event) -> Text | None:
     if isinstance(event, Stopped):
         return Text(_stopped(event), style="yellow")
     if isinstance(event, Finished):
-        return Text(f"{duration(event.seconds)}  finished")
+        return Text(f"{duration(event.seconds)}  in all")
     return None
 
 

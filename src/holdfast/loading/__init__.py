@@ -80,7 +80,7 @@ def open_model(plan: Plan, data: Data) -> Model:
             "The plan holds a model that was given as a Python object, which cannot be loaded "
             "again. Audit from Python, or name the model with package.module:function."
         )
-    device = plan.device or _best_device()
+    device = _device(plan.device)
     loaded = load_model(spec.source, spec.weights, device)
     is_movable = isinstance(loaded.f, nn.Module) or plan.device is not None
     domain = data_domain(data) if spec.domain == "data" else Domain(*spec.domain)
@@ -97,10 +97,23 @@ def open_model(plan: Plan, data: Data) -> Model:
     )
 
 
-def _best_device() -> str | None:
+def _device(wanted: str | None) -> str | None:
+    """``wanted`` if it exists here; the GPU, if there is one, for None."""
     import torch
 
-    return "cuda" if torch.cuda.is_available() else None
+    has_cuda = torch.cuda.is_available()
+    if wanted is None:
+        return "cuda" if has_cuda else None
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        first = str(error).partition("\n")[0]
+        raise ModelError(
+            f"The device {wanted!r} cannot be used here ({first}). Available: {', '.join(known)}."
+        ) from None
+    return str(device)
 
 
 def _check_file(path: Path, suffix: str, weights: str | None) -> None:

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -168,8 +169,7 @@ def _probabilities(estimator: Any) -> Callable[[torch.Tensor], Any]:
 
 
 def _failed(what: str, error: Exception) -> ModelError:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    where = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace else ""
-    return ModelError(f"Failed while {what}: {type(error).__name__}: {error}{where}.")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename != __file__]
+    where = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    return ModelError(f"Failed while {what}{where}: {type(error).__name__}: {error}.")
