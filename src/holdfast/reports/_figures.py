@@ -60,7 +60,8 @@ def _curve(result: ThreatResult) -> Figure:
     )
     alt = (
         f"Falling steps under {result.threat}: {_words.percent(float(found.accuracy[0]))} of "
-        f"samples right without a change, at most {_words.percent(float(found.accuracy[-1]))} with changes of up to "
+        "samples right without a change, at most "
+        f"{_words.percent(float(found.accuracy[-1]))} with changes of up to "
         f"{_words.change_size(result, float(found.eps[-1]))}. {middle}"
     )
     factor, suffix = _words.unit(result)

@@ -6,7 +6,7 @@ import math
 import re
 
 from holdfast.evaluation.statistics import Rate
-from holdfast.record import Verdict
+from holdfast.record import Finding, Verdict
 from holdfast.reports._pictures import layout
 from holdfast.reports.report import Report
 from holdfast.reports.results import SAFE, ThreatResult
@@ -18,6 +18,11 @@ VERDICTS: dict[Verdict, tuple[str, str]] = {
     Verdict.BROKEN: ("broken", "an allowed change was found and replayed that fools the model"),
     Verdict.WRONG: ("wrong without any attack", "counts as not robust"),
 }
+
+
+ASIDE = ("attack_left_out",)
+"""Findings that are told with what was tried, not among the warnings."""
+_SAME = 1.005  # sizes that agree in the three digits shown
 
 
 def number(n: float) -> str:
@@ -49,6 +54,14 @@ def change_size(result: ThreatResult, value: float | None) -> str:
     """A size of a change in the threat's own way of writing."""
     factor, suffix = unit(result)
     return "–" if value is None else f"{factor * value:.3g}{suffix}"
+
+
+def size_of_example(result: ThreatResult, shown: float | None, radius: float) -> str:
+    """How large the change shown is, and how small a change suffices."""
+    least = f"{change_size(result, radius)} ({result.norm})"
+    if shown is None or shown <= radius * _SAME:
+        return f"Size of the change: {least}."
+    return f"Size of the change: {change_size(result, shown)}; {least} is enough."
 
 
 def bounds(report: Report) -> tuple[float, float] | None:
@@ -134,9 +147,9 @@ def _of(part: int, whole: int) -> str:
 
 def _union(report: Report) -> str:
     broken = sum(v is Verdict.BROKEN for v in report.verdicts)
-    who = f"An attacker with {len(report.threats)} ways to change the input"
+    who = f"An attacker who can choose among {len(report.threats)} kinds of change"
     whom = f"{_of(broken, report.clean_accuracy.k)} that the model gets right"
-    return f"{who} ({', '.join(report.threats)}) {effect(report)} for {whom}."
+    return f"{who} {effect(report)} for {whom}."
 
 
 def _bound(report: Report) -> str:
@@ -217,8 +230,12 @@ def unknowns(report: Report) -> list[str]:
             "The model answers at random: the same input can get different answers. A sample "
             "counts as broken if the majority of fresh answers is wrong."
         )
-    said = {finding.text for finding in report.warnings}
-    return text + [skip for skip in unique_skips(report) if skip not in said]
+    return text + unique_skips(report)
+
+
+def headlines(report: Report) -> list[Finding]:
+    """The findings to show beside the result."""
+    return [finding for finding in report.warnings if finding.code not in ASIDE]
 
 
 def unique_skips(report: Report) -> list[str]:

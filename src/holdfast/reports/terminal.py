@@ -42,7 +42,7 @@ def summary(report: Report) -> ConsoleRenderable:
             for result in report.threats.values()
             if result.is_attacked
         ]
-    if report.warnings:
+    if _words.headlines(report):
         parts.append(Padding(_warnings(report), (1, 0, 0, 0)))
     return Group(*parts)
 
@@ -96,11 +96,11 @@ def _cascade(report: Report, result: ThreatResult) -> Table:
 
 
 def _warnings(report: Report) -> ConsoleRenderable:
-    lines = []
-    for finding in report.warnings[:_MAX_WARNINGS]:
+    lines, findings = [], _words.headlines(report)
+    for finding in findings[:_MAX_WARNINGS]:
         where = f" ({finding.threat})" if finding.threat and len(report.threats) > 1 else ""
         label = Text(f"{finding.level}{where}: ", style=_STYLES[finding.level])
         lines.append(label.append(finding.text, style="none"))
-    if len(report.warnings) > _MAX_WARNINGS:
-        lines.append(Text(f"and {len(report.warnings) - _MAX_WARNINGS} more in the full report"))
+    if len(findings) > _MAX_WARNINGS:
+        lines.append(Text(f"and {len(findings) - _MAX_WARNINGS} more in the full report"))
     return Group(*lines)
