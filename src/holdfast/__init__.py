@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from holdfast.attacks.fgsm import FGSM
     from holdfast.attacks.pgd import PGD
     from holdfast.attacks.square import Square
-    from holdfast.audit import audit
+    from holdfast.auditing import audit
     from holdfast.errors import HoldfastError
     from holdfast.model import Model
     from holdfast.perturbations.ball import Ball
@@ -39,7 +39,7 @@ _HOMES = {
     "Plan": "holdfast.plan",
     "Report": "holdfast.reports.report",
     "Square": "holdfast.attacks.square",
-    "audit": "holdfast.audit",
+    "audit": "holdfast.auditing",
     "parse_threat": "holdfast.threat",
 }
 

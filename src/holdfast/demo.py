@@ -15,6 +15,7 @@ from holdfast.plan import DataSpec, ModelSpec, Plan
 
 THREATS = ("linf:0.15", "l2:0.6")
 N_SAMPLES = 200
+CASCADE = "standard"
 WEIGHTS = "weights.safetensors"
 
 _EPOCHS = 12
@@ -76,5 +77,6 @@ def prepare(directory: Path) -> tuple[Plan, float, float]:
         model=ModelSpec(source="holdfast.demo:digits_cnn", weights=str(directory / WEIGHTS)),
         data=DataSpec(source="digits:test", n=N_SAMPLES),
         threats=THREATS,
+        cascade=CASCADE,
     )
     return plan, accuracy, seconds

@@ -121,6 +121,7 @@ class Model:
         self.takes_arrays = False
         self.max_rows: int | None = None
         self.passes = Passes()
+        self.checked: dict[tuple[int, ...], tuple[Any, ...]] = {}
         self.description = description or _describe(f)
 
     @classmethod
@@ -277,6 +278,7 @@ class Model:
         """The network's own output for ``x``: normalised, in its precision, unwrapped."""
         x = x.to(self.dtype)
         if self.mean is not None and self.std is not None:
+            self._check_channels(x)
             shape = (-1, *(1,) * (x.ndim - 2)) if x.ndim > 2 else (-1,)
             x = (x - self.mean.to(x).reshape(shape)) / self.std.to(x).reshape(shape)
         out = self.f(x.detach().cpu().numpy() if self.takes_arrays else x)
@@ -287,6 +289,15 @@ class Model:
                 "be the number of inputs."
             )
         return out.to(self.device)
+
+    def _check_channels(self, x: Tensor) -> None:
+        channels = x.shape[1] if x.ndim > 1 else 1
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, channels):
+                raise ModelError(
+                    f"{name} has {len(values)} numbers, but the inputs have {channels} channels "
+                    f"(shape {tuple(x.shape[1:])}). Give one number, or one per channel."
+                )
 
     def _halve(self, error: BaseException, rows: int) -> None:
         text = str(error).lower()
@@ -442,7 +453,9 @@ def _normalisation(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:
     mean = torch.as_tensor(0.0 if mean is None else mean, dtype=torch.float32).reshape(-1)
     std = torch.as_tensor(1.0 if std is None else std, dtype=torch.float32).reshape(-1)
     if not bool((std > 0).all()) or not bool(torch.isfinite(mean).all()):
-        raise ModelError(f"std must be positive and mean finite: mean {mean}, std {std}.")
+        raise ModelError(
+            f"std must be positive and mean finite; got mean {mean.tolist()}, std {std.tolist()}."
+        )
     return mean, std
 
 

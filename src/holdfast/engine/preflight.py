@@ -25,17 +25,25 @@ _WIDER_BLOCKS = (16, 32)
 def preflight(model: Model, x: Tensor, y: Tensor, labels: Tensor) -> list[Finding]:
     """Check ``model`` on some clean inputs ``x`` ``(m, *shape)`` with labels ``y``, and set it up.
 
-    Recognises the head, marks random models, and finds the row block. ``labels`` are all labels of
-    the data.
+    Recognises the head, marks random models, and finds the row block; once per model and shape of
+    inputs, what was found is remembered. ``labels`` are all labels of the data.
 
     Raises:
         ModelError: where the model is not a classifier of single inputs.
         DataError: where the labels do not fit its head.
     """
     x, y = inside(x[:N_CHECKED], model.domain).to(model.device), y[:N_CHECKED].to(model.device)
-    model.recognise(x)
-    findings = list(_head_findings(model))
+    shape = tuple(x.shape[1:])
+    if shape not in model.checked:
+        model.recognise(x)
+        _check_labels(model, labels)
+        model.checked[shape] = tuple(_check(model, x, y))
     _check_labels(model, labels)
+    return list(model.checked[shape])
+
+
+def _check(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
+    findings = list(_head_findings(model))
     findings += _randomness(model, x)
     if not model.is_random:
         _check_rows_apart(model, x)

@@ -143,19 +143,26 @@ def run(
     if len(data) == 0:
         raise DataError("There are no samples to audit.")
     seen = scan(data, model.domain)
-    journal = Journal(Path(directory))
-    try:
-        with model.session():
+    start = (model.passes.forward, model.passes.backward)
+    with model.session():
+        findings = _check(plan, model, data, seen)
+        for threat in known:
+            fitting(plan.resolved_stages, threat.norm, model.access)
+        journal = Journal(Path(directory))
+        try:
             context = Context(plan, model, data, seen, journal, Ledger.fresh(len(data)), began)
-            yield from _sitting(context, known)
-    finally:
-        journal.close()
+            yield from _sitting(context, known, findings, start)
+        finally:
+            journal.close()
 
 
-def _sitting(context: Context, threats: Sequence[Threat]) -> Iterator[Event]:
+def _sitting(
+    context: Context,
+    threats: Sequence[Threat],
+    findings: Sequence[Finding],
+    start: tuple[int, int],
+) -> Iterator[Event]:
     """One sitting of the run, with its outcome in the journal."""
-    start = (context.model.passes.forward, context.model.passes.backward)
-    findings = _check(context)
     earlier = context.journal.records()
     yield from _open(context, earlier, findings)
     outcome = "failed"
@@ -184,12 +191,10 @@ def _sitting(context: Context, threats: Sequence[Threat]) -> Iterator[Event]:
     yield Finished(str(context.journal.directory), context.seconds)
 
 
-def _check(context: Context) -> list[Finding]:
+def _check(plan: Plan, model: Model, data: Data, seen: Scan) -> list[Finding]:
     """The model's checks; an access that the plan restricts is restricted here."""
-    model, plan = context.model, context.plan
-    rows = range(min(N_CHECKED, len(context.data)))
-    x, y = context.data.fetch(rows)
-    findings = preflight(model, x, y, context.seen.y)
+    x, y = data.fetch(range(min(N_CHECKED, len(data))))
+    findings = preflight(model, x, y, seen.y)
     if model.access.allows(plan.access):
         model.restricted(plan.access)
     return findings

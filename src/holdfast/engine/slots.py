@@ -332,11 +332,11 @@ def _counted(
         log_p = torch.where(counts, log_p, 0.0)
     backward, zero_gradients = tally.backward, tally.zero_gradients
     if is_gradient:
-        size = torch.linalg.vector_norm(answer.gradients.flatten(1), ord=1, dim=1)
-        is_finite = torch.isfinite(size)
+        length = torch.linalg.vector_norm(answer.gradients.flatten(1), ord=1, dim=1)
+        is_finite = torch.isfinite(length)
         if not bool(is_finite.all()):
             answer = replace(answer, gradients=answer.gradients.nan_to_num(0.0, 0.0, 0.0))
-        backward, zero_gradients = backward + draws, zero_gradients + ~(is_finite & (size > 0))
+        backward, zero_gradients = backward + draws, zero_gradients + ~(is_finite & (length > 0))
     tally = replace(
         tally,
         queries=tally.queries + 1,
