@@ -187,6 +187,16 @@ def test_median_radius_is_unknown_where_most_survive():
     assert report.threats[THREAT].median_radius is None
 
 
+def test_the_worst_class_is_the_most_surely_weak():
+    many = [clean(i, y=1) for i in range(20)]
+    fallen = [attempt(i, 0, "broken") for i in range(15)]
+    rest = [attempt(i, s) for i in range(15, 20) for s in (0, 1)]
+    single = (clean(20, y=2), attempt(20, 0, "broken"))
+    result = report_of(*many, *fallen, *rest, *single).threats[THREAT]
+    assert [c.robust_accuracy.k for c in result.classes] == [5, 0]
+    assert result.worst_class.label == 1
+
+
 def test_eps_zero_is_the_clean_accuracy():
     report = fold(records(Run(n=30, threats=("linf:0",), falls=(0.0, 0.0))))
     assert report.robust_accuracy.k == report.clean_accuracy.k

@@ -17,7 +17,7 @@ from holdfast.record import Verdict
 from holdfast.reports import _pictures, _words
 from holdfast.reports.artefacts import Example
 from holdfast.reports.report import Report
-from holdfast.reports.results import ClassResult, ThreatResult
+from holdfast.reports.results import ClassResult, ThreatResult, weakness
 
 if TYPE_CHECKING:
     from holdfast.reports._figures import Figure
@@ -59,7 +59,7 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """Results per class, the least robust first; ``n_more`` are left out."""
+    """Results per class, the most surely weak first; ``n_more`` are left out."""
 
     rows: tuple[ClassResult, ...]
     n_more: int
@@ -135,7 +135,7 @@ def _segments(verdicts: tuple[Verdict, ...]) -> list[Segment]:
 
 
 def _classes(result: ThreatResult) -> Classes:
-    order = sorted(result.classes, key=lambda c: (c.robust_accuracy.value, c.label))
+    order = sorted(result.classes, key=weakness)
     return Classes(tuple(order[:_MAX_CLASSES]), max(0, len(order) - _MAX_CLASSES))
 
 

@@ -199,8 +199,8 @@ class ThreatResult(Frozen):
 
     @property
     def worst_class(self) -> ClassResult | None:
-        """The class of lowest robust accuracy; None without samples."""
-        return min(self.classes, key=lambda c: c.robust_accuracy.value, default=None)
+        """The class most surely weak, see :func:`weakness`; None without samples."""
+        return min(self.classes, key=weakness, default=None)
 
     @cached_property
     def curve(self) -> Curve:
@@ -230,6 +230,12 @@ class ThreatResult(Frozen):
     def passes_per_sample(self) -> float:
         """Forward and backward passes of the attacks, per sample looked at."""
         return (sum(self.forward) + sum(self.backward)) / max(self.n, 1)
+
+
+def weakness(result: ClassResult) -> tuple[float, float, int]:
+    """Sorts classes: the lowest upper end of the interval first, so that few samples prove little."""
+    rate = result.robust_accuracy
+    return rate.upper, rate.value, result.label
 
 
 def per_class(y: Sequence[int], verdicts: Sequence[Verdict]) -> tuple[ClassResult, ...]:
