@@ -80,7 +80,7 @@ def test_estimators_give_scores(toys):
         ("toy_zoo:net()[0]", "Cannot read"),
         ("toy_zoo:Net().body", "Cannot read"),
         ("toy_zoo:needs_width()", "building toy_zoo:needs_width.*width"),
-        ("toy_zoo:broken", r"building toy_zoo:broken \(.*toy_zoo\.py, line \d+\): RuntimeError: no weights"),
+        ("toy_zoo:broken", r"broken \(.*toy_zoo\.py, line \d+\): RuntimeError: no weights"),
         ("toy_zoo:not_a_model", "gives a int"),
         ("toy_zoo:number", "gives a int"),
         ("no_such_zoo:net", "no Python module 'no_such_zoo'.*current directory"),
@@ -101,7 +101,7 @@ def test_missing_packages_are_named(toys):
 
 def test_code_that_does_not_compile_is_told(toys):
     (toys / "torn.py").write_text("def net(:\n")
-    with pytest.raises(ModelError, match="importing torn.*: SyntaxError"):
+    with pytest.raises(ModelError, match=r"importing torn.*: SyntaxError"):
         load_model("torn:net")
 
 

@@ -35,7 +35,9 @@ def listing(
         Kind.DATA: _data,
     }
     columns, rows = makers[kind]()
-    table = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim", show_header=kind != Kind.ATTACKS)
+    for i, column in enumerate(columns):
+        table.add_column(column, no_wrap=i == 0)
     for row in rows:
         table.add_row(Text(row[0], style="bold"), *map(Text, row[1:]))
     Console().print(table)
@@ -53,9 +55,14 @@ def _attacks() -> Rows:
             f"{f.name}={f.default}" if f.default is not MISSING else f.name
             for f in fields(attack)  # type: ignore[arg-type]
         ]
-        norms = " ".join(sorted(card.norms))
-        rows.append((name, card.title, card.access.value, norms, ", ".join(options), card.paper))
-    return ("attack", "what it does", "needs", "norms", "options", "paper"), rows
+        lines = (
+            card.title,
+            f"needs {card.access.value}; works in {', '.join(sorted(card.norms))}",
+            f"options: {', '.join(options)}",
+            f"{card.paper}\n",
+        )
+        rows.append((name, "\n".join(lines)))
+    return ("attack", "what it does"), rows
 
 
 def _threats() -> Rows:
