@@ -233,7 +233,7 @@ class ThreatResult(Frozen):
 
 
 def weakness(result: ClassResult) -> tuple[float, float, int]:
-    """Sorts classes: the lowest upper end of the interval first, so that few samples prove little."""
+    """Sorts classes by the upper end of the interval: few samples prove little."""
     rate = result.robust_accuracy
     return rate.upper, rate.value, result.label
 
