@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from _common import counted, images, seconds, success_rate, write
 from _models import trained
-from holdfast import APGD
+from holdfast import APGD, Model
 
 EPS = 0.3
 
 
 def fixed(attack: APGD, net: nn.Module, x: Tensor, y: Tensor, batch: int, stop: str) -> Tensor:
-    """The attack on one batch after the other."""
+    """The attack on one batch after the other; the model is checked once."""
+    model = Model(net)
     parts = zip(x.split(batch), y.split(batch), strict=True)
     options = {"batch_size": batch, "stop": stop}
-    return torch.cat([attack(net, a, b, f"linf:{EPS}", **options) for a, b in parts])
+    return torch.cat([attack(model, a, b, f"linf:{EPS}", **options) for a, b in parts])
 
 
 def ways(
