@@ -96,6 +96,14 @@ def test_every_target_and_restart_must_be_tried():
     assert aimed.verdict(0) is Verdict.UNKNOWN, "a targeted attacker has one target"
 
 
+def test_a_sample_of_the_wanted_class_has_nothing_to_reach():
+    won = attempt(0, 0, "broken", prediction=0, target=0)
+    report = report_of(clean(0, y=0, target=0), won, plan={"target": 0})
+    assert report.verdict(0) is Verdict.UNKNOWN
+    assert report.threats[THREAT].stages[0].n_broken == 0
+    assert "already_target" in [w.code for w in report.warnings]
+
+
 def test_a_spent_budget_ends_a_sample():
     report = report_of(clean(0), attempt(0, 0, "stopped"))
     assert report.verdict(0) is Verdict.UNKNOWN

@@ -52,6 +52,13 @@ def _of_all(report: Report) -> Iterator[Finding]:
             "too high by that many. Resume the run to finish it (holdfast audit --resume DIR)."
         )
         yield Finding(code="unfinished", level="warning", text=text)
+    n_wanted = sum(t == y for t, y in zip(report.samples.target, report.samples.y, strict=True))
+    if n_wanted:
+        text = (
+            f"{n_wanted} samples are of the class that the attacker wants: there was nothing to "
+            "attack, and they count as unbroken."
+        )
+        yield Finding(code="already_target", level="info", text=text)
     rate = report.robust_accuracy
     is_attacked = any(result.is_attacked for result in report.threats.values())
     if is_attacked and rate.upper - rate.lower > _WIDE:

@@ -123,7 +123,7 @@ def _threat(
     text: str, plan: Plan, header: dict, clean: list[Clean], found: _Sorted
 ) -> ThreatResult:
     norm, eps = _ball(text)
-    fates = [found.fates.get((text, record.sample), _Fate()) for record in clean]
+    fates = [_fate(text, record, found) for record in clean]
     attempts = [list(fate.attempts.values()) for fate in fates]
     steps, skipped = steps_for(plan, norm, header["model"], chain.from_iterable(attempts))
     verdicts = [_verdict(c, fate, steps) for c, fate in zip(clean, fates, strict=True)]
@@ -151,6 +151,13 @@ def _threat(
     )
 
 
+def _fate(text: str, clean: Clean, found: _Sorted) -> _Fate:
+    """Of one sample under one threat; empty where its own class is what the attacker wants."""
+    if clean.target == clean.y:
+        return _Fate()
+    return found.fates.get((text, clean.sample), _Fate())
+
+
 def _ball(text: str) -> tuple[str, float | None]:
     """Norm and radius of a threat; no radius where it is no ball of one size."""
     try:
@@ -165,6 +172,8 @@ def _ball(text: str) -> tuple[str, float | None]:
 def _verdict(clean: Clean, fate: _Fate, steps: tuple[Step, ...]) -> Verdict:
     if clean.prediction != clean.y:
         return Verdict.WRONG
+    if clean.target == clean.y:
+        return Verdict.UNKNOWN
     outcomes = [attempt.outcome for attempt in fate.attempts.values()]
     if Outcome.BROKEN in outcomes:
         return Verdict.BROKEN
@@ -195,10 +204,7 @@ def _stages(
         flat = [a for row in own for a in row]
         broken = [i for i, row in enumerate(own) if any(a.outcome is Outcome.BROKEN for a in row)]
         surviving -= len(broken)
-        spent = [
-            sum(a.forward + a.backward for a in attempts[i] if a.stage <= step.stage)
-            for i in broken
-        ]
+        spent = [sum(a.forward + a.backward for a in attempts[i]) for i in broken]
         results.append(
             StageResult(
                 stage=step.stage,
