@@ -13,10 +13,11 @@ from holdfast.errors import DataError
 from holdfast.modalities import load
 from holdfast.plan import DataSpec, ModelSpec, Plan
 
-THREATS = ("linf:0.15", "l2:0.6")
+THREATS = ("linf:0.15", "l2:0.8")
 N_SAMPLES = 200
 CASCADE = "standard"
 WEIGHTS = "weights.safetensors"
+SOURCE = "holdfast.demo:digits_cnn"
 
 _EPOCHS = 12
 _BATCH = 64
@@ -61,6 +62,7 @@ def prepare(directory: Path) -> tuple[Plan, float, float]:
     Raises:
         DataError: where the directory cannot be written.
     """
+    _clear(directory)
     start = time.perf_counter()
     seen, unseen = (load(f"digits:{part}") for part in ("train", "test"))
     model = train(*seen.fetch(range(len(seen))))
@@ -74,9 +76,20 @@ def prepare(directory: Path) -> tuple[Plan, float, float]:
     except OSError as error:
         raise DataError(f"Cannot write to {directory}: {error}.") from None
     plan = Plan(
-        model=ModelSpec(source="holdfast.demo:digits_cnn", weights=str(directory / WEIGHTS)),
+        model=ModelSpec(source=SOURCE, weights=str(directory / WEIGHTS)),
         data=DataSpec(source="digits:test", n=N_SAMPLES),
         threats=THREATS,
         cascade=CASCADE,
     )
     return plan, accuracy, seconds
+
+
+def _clear(directory: Path) -> None:
+    """Remove an earlier demo's run, which another version may have made; touch nothing else."""
+    plan = directory / "plan.toml"
+    if not plan.is_file() or Plan.load(plan).model.source != SOURCE:
+        return
+    for pattern in ("journal.jsonl", "*.safetensors", "report.html", "report.json"):
+        for file in directory.glob(pattern):
+            file.unlink()
+    plan.unlink()

@@ -68,6 +68,9 @@ def test_the_demo_trains_audits_and_writes_a_page(cli, home, monkeypatch):
     assert page == (home / "holdfast-demo/report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "https://" not in page.replace("https://www.w3.org", "")
+    again = cli("demo")
+    assert again.exit_code == 0, again.output
+    assert "already done" not in again.stdout
     result = cli("audit", "holdfast-demo/plan.toml", "--out", "again", "--json")
     assert result.exit_code == 0, result.output
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from holdfast.errors import ModelError
 from holdfast.loading.guard import checked_archive, weights_only
-from holdfast.loading.loaded import Loaded, in_batches_of
+from holdfast.loading.loaded import Loaded, in_batches_of, rows_at_a_time
 from holdfast.threat import Access
 
 _MODE_ARGUMENTS = {"train", "training"}
@@ -78,7 +78,7 @@ def load_exported(path: Path, device: str | None = None) -> Loaded:
     rows = value.shape[0] if isinstance(value.shape[0], int) else None
     module = Program(_runnable(program), shape, rows, value.dtype)
     n = sum(p.numel() for p in module.parameters())
-    fixed = f", exported for {rows} rows at a time" if rows is not None else ""
+    fixed = f", {rows_at_a_time(rows)}" if rows is not None else ""
     return Loaded(module, f"{path.name} ({n:,} parameters{fixed})", Access.GRADIENTS)
 
 

@@ -35,3 +35,8 @@ def in_batches_of(size: int, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor
         x = torch.cat([x, x[-1:].detach().expand(missing, *x.shape[1:])])
     outputs = [f(part) for part in x.split(size)]
     return torch.cat(outputs)[: len(x) - missing]
+
+
+def rows_at_a_time(size: int) -> str:
+    """What reports say of a fixed batch size."""
+    return "one row at a time" if size == 1 else f"{size} rows at a time"

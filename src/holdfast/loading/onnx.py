@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.errors import ModelError, PrerequisiteError
 from holdfast.loading.exported import check_shape
-from holdfast.loading.loaded import Loaded, in_batches_of
+from holdfast.loading.loaded import Loaded, in_batches_of, rows_at_a_time
 from holdfast.threat import Access
 
 _DTYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
@@ -50,7 +50,7 @@ def load_onnx(path: Path, device: str | None = None) -> Loaded:
         ModelError: where it cannot be read, or has not one float input and one score output.
     """
     scores = OnnxScores(path, device)
-    fixed = f", {scores.rows} rows at a time" if scores.rows is not None else ""
+    fixed = f", {rows_at_a_time(scores.rows)}" if scores.rows is not None else ""
     return Loaded(scores, f"{path.name} (ONNX{fixed})", Access.SCORES)
 
 
