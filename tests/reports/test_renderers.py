@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from synthetic import STAGES, Run, records, write
 
 from holdfast.errors import JournalError
-from holdfast.reports import _charts, _pictures, json
+from holdfast.reports import _charts, _pictures, html, json
 from holdfast.reports.fold import fold
 from holdfast.reports.report import Report
 from holdfast.reports.results import Curve
@@ -154,6 +154,14 @@ def test_json_returns_the_same_report(saved):
             assert float(card["autoattack_acc"]) == pytest.approx(
                 100 * result.robust_accuracy.value, abs=0.005
             )
+
+
+@pytest.mark.parametrize(("plan", "model"), [("gradients", "scores"), ("scores", "gradients")])
+def test_access_is_what_both_plan_and_model_give(plan, model):
+    run = Run(n=10, plan={"access": plan, "stages": STAGES[1:]}, model={"access": model})
+    report = fold(records(run))
+    assert report.access == "scores"
+    assert "sees the model&#39;s scores" in html.render(report)
 
 
 @pytest.mark.parametrize("suffix", [".html", ".json", ".txt", ".HTML"])

@@ -24,6 +24,12 @@ class Step:
     n_jobs: int
 
 
+def granted(plan: Plan, model: dict[str, Any]) -> Access:
+    """What the attacker saw: no more than the plan allows, nor than the model gives."""
+    given = Access(model.get("access") or plan.access)
+    return given if plan.access.allows(given) else plan.access
+
+
 def steps_for(
     plan: Plan, norm: str, model: dict[str, Any], attempts: Iterable[Attempt]
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
@@ -32,10 +38,8 @@ def steps_for(
     Stages that left attempts are steps whatever is installed here: no record is passed over.
     """
     seen = {a.stage: a.attack for a in attempts}
-    granted = Access(model.get("access") or plan.access)
-    granted = granted if plan.access.allows(granted) else plan.access
     try:
-        steps, findings = fitting(plan.resolved_stages, norm, granted)
+        steps, findings = fitting(plan.resolved_stages, norm, granted(plan, model))
         skipped = tuple(finding.text for finding in findings)
     except PlanError as error:
         steps, skipped = [], () if seen else (str(error),)

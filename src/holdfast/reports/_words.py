@@ -10,6 +10,7 @@ from holdfast.record import Finding, Verdict
 from holdfast.reports._pictures import layout
 from holdfast.reports.report import Report
 from holdfast.reports.results import SAFE, ThreatResult
+from holdfast.threat import Access
 
 VERDICTS: dict[Verdict, tuple[str, str]] = {
     Verdict.VERIFIED: ("proven safe", "no allowed change fools the model; there is a proof"),
@@ -220,9 +221,9 @@ def unknowns(report: Report) -> list[str]:
             f"The attacker wanted {report.plan.goal.describe()}. Other wrong answers were not "
             "counted; an attacker content with any wrong answer would break more samples."
         )
-    if report.plan.access != "gradients":
+    if report.access is not Access.GRADIENTS:
         text.append(
-            f"The attacker saw {report.plan.access} only. One who knows the model's weights "
+            f"The attacker saw {report.access} only. One who knows the model's weights "
             "would break more samples."
         )
     if report.model.get("is_random"):

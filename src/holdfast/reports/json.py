@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from holdfast.engine.judge import N_DRAWS
 from holdfast.errors import JournalError
 from holdfast.evaluation.statistics import Rate
 from holdfast.plan import explain
@@ -125,7 +126,7 @@ def _class(report: Report, result: ClassResult) -> dict[str, Any]:
 def _robustbench(report: Report, name: str) -> dict[str, Any]:
     """The fields of RobustBench's model cards; accuracies are percentages written as text."""
     result = report.threats[name]
-    draws = int(report.model.get("draws") or 1)
+    draws = N_DRAWS if report.model.get("is_random") else 1
     unreliable = [w.code for w in report.warnings if w.level != "info" and w.threat in ("", name)]
     attacks = ", ".join(stage.attack for stage in result.stages if stage.n_entered)
     return {

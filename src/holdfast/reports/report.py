@@ -17,9 +17,11 @@ from holdfast.errors import InputError, JournalError, PrerequisiteError
 from holdfast.evaluation.statistics import Paired, Rate, paired
 from holdfast.plan import Plan
 from holdfast.record import Failure, Finding, Session, Verdict
+from holdfast.reports._cascade import granted
 from holdfast.reports.results import COLUMNS, SAFE, ClassResult, Frozen, Samples, ThreatResult
 from holdfast.reports.results import per_class as _per_class
 from holdfast.reports.results import worst_of as _worst_of
+from holdfast.threat import Access
 
 if TYPE_CHECKING:
     from rich.console import ConsoleRenderable
@@ -109,6 +111,11 @@ class Report(Frozen):
     def has_scores(self) -> bool:
         """Whether confidences mean something: not where the model answers with labels only."""
         return "labels" not in str(self.model.get("head", ""))
+
+    @property
+    def access(self) -> Access:
+        """What the attacker saw of the model."""
+        return granted(self.plan, self.model)
 
     def class_name(self, label: int) -> str:
         """The name of a class, or its number."""
