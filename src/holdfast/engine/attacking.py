@@ -79,7 +79,9 @@ class Attacking:
     def run(self) -> Iterator[Event]:
         """All jobs, until every walk is over or the time is."""
         self._reuse()
-        for sample in np.flatnonzero(self.context.ledger.is_correct).tolist():
+        ledger = self.context.ledger
+        wants_more = ledger.goal != self.context.seen.y.numpy()  # else the goal is the label itself
+        for sample in np.flatnonzero(ledger.is_correct & wants_more).tolist():
             self._wait(sample)
         slots = Slots(
             self.context.model,

@@ -199,9 +199,9 @@ class RowFile:
 
 
 def _storage_error(error: OSError, directory: Path) -> JournalError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return JournalError(
-            f"The disk of {directory} is full. What was written before is intact: free some space "
+            f"The disk of {directory} is full ({error.strerror}). What was written before is intact: free some space "
             "and resume with 'holdfast audit --resume DIR'."
         )
     return JournalError(f"Cannot write to {directory}: {error.strerror or error}.")

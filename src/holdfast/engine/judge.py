@@ -1,8 +1,8 @@
 """The judge: nothing counts as broken until it was replayed here.
 
-A claim is accepted if the input was changed at all, if the change is allowed, and if the model, run afresh in float32 and
-evaluation mode, gives the wanted answer twice: in a batch and on its own. For a random model each
-answer is the majority of fresh draws.
+A claim is accepted if the input was changed at all, if the change is allowed, and if the model, run
+afresh in float32 and evaluation mode, gives the wanted answer twice: in a batch and on its own. For
+a random model each answer is the majority of fresh draws.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _LEVELS = 255.0  # of an 8-bit channel
 
 
 def reached(logits: Tensor, y: Tensor, goal: Tensor) -> Tensor:
-    """Whether the answer is what the attacker wants ``(n,)``: not ``y``, or ``goal`` where >= 0."""
+    """Whether the answer is wrong ``(n,)``, and what the attacker wants where ``goal`` >= 0."""
     answer = logits.argmax(1)
-    return torch.where(goal >= 0, answer == goal, answer != y)
+    return (answer != y) & ((goal < 0) | (answer == goal))
 
 
 @dataclass(frozen=True, slots=True)

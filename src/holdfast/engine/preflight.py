@@ -73,7 +73,9 @@ def _head_findings(model: Model) -> Iterator[Finding]:
 
 
 def _check_labels(model: Model, labels: Tensor) -> None:
-    top = int(labels.max())
+    lowest, top = int(labels.min()), int(labels.max())
+    if lowest < 0:
+        raise DataError(f"There is a label {lowest}. Labels are counted from 0.")
     if top >= model.n_classes:
         raise DataError(
             f"The labels go up to {top}, but the model has {model.n_classes} classes (labels 0 to "

@@ -164,9 +164,9 @@ def _sitting(
 ) -> Iterator[Event]:
     """One sitting of the run, with its outcome in the journal."""
     earlier = context.journal.records()
-    yield from _open(context, earlier, findings)
     outcome = "failed"
     try:
+        yield from _open(context, earlier, findings)
         yield from _clean(context)
         stopped = False
         for threat in threats:
