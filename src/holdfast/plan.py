@@ -28,6 +28,8 @@ class Stage(BaseModel):
     attack: str
     norms: tuple[str, ...] = ()
     """Norms this stage is for; empty: all that the attack can do."""
+    access: tuple[Access, ...] = ()
+    """Accesses this stage is for; empty: every one that is enough for the attack."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -63,9 +63,8 @@ class CarliniWagner(Attack):
     Attributes:
         steps: Adam steps per search, at most.
         searches: Values of c tried one after the other.
-        step_size: Adam's, in units of w, as in the paper (0.01 with 1,000 steps or more). None: it
-            falls linearly to zero and sums to 10 over a search, which brings a pixel from the end
-            of the domain (w = +-7.25) to anywhere, whatever the number of steps.
+        step_size: Adam's, in units of w. None: 10 / steps, the paper's 0.01 for 1,000 steps, which
+            brings a pixel from the end of the domain (w = +-7.25) to anywhere within a search.
         initial_c: The first c.
         confidence: Margin to reach (the paper's kappa); 0: any success.
     """
@@ -83,7 +82,7 @@ class CarliniWagner(Attack):
         is_minimal=True,
     )
 
-    steps: int = 200
+    steps: int = 1000
     searches: int = 9
     step_size: float | None = None
     initial_c: float = 1e-3
@@ -164,16 +163,10 @@ class CarliniWagner(Attack):
         mean = torch.lerp(gradient, state.mean, BETAS[0])
         square = torch.lerp(gradient.square(), state.square, BETAS[1])
         clock = step.to(gradient.dtype)
-        rate = self._step_size(clock) / (1 - BETAS[0] ** clock)
+        rate = (self.step_size or REACH / self.steps) / (1 - BETAS[0] ** clock)
         root = (square / like(1 - BETAS[1] ** clock, square)).sqrt() + ADAM_EPS
         w = state.w - like(rate, mean) * mean / root
         return replace(state, w=w, mean=mean, square=square, step=step)
-
-    def _step_size(self, clock: Tensor) -> Tensor:
-        """The size of step number ``clock`` = 1, 2, ... ``(n,)``."""
-        if self.step_size is not None:
-            return torch.full_like(clock, self.step_size)
-        return 2 * REACH / (self.steps + 1) * (1 - (clock - 1) / self.steps)
 
     def _next_search(self, state: CarliniWagnerState) -> CarliniWagnerState:
         """Start again at x with a smaller c after a success, else with a larger one."""

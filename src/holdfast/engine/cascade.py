@@ -36,15 +36,17 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
     for i, stage in enumerate(stages):
         attack = registry.attack(stage.attack, **stage.options)
         card = attack.card
-        if (stage.norms and norm not in stage.norms) or norm not in card.norms:
+        if (stage.norms and norm not in stage.norms) or (
+            stage.access and access not in stage.access
+        ):
+            continue  # the cascade reserves this stage for others
+        if norm not in card.norms:
             reason = f"it does not work in {norm}"
         elif not access.allows(card.access):
             reason = f"it needs {card.access.value}, and the attacker sees {access.value} only"
         else:
             steps.append(Step(i, stage.describe(), attack))
             continue
-        if stage.norms and norm not in stage.norms:
-            continue  # the cascade itself reserves this stage for other norms
         text = f"The attack {stage.describe()} was left out: {reason}."
         findings.append(Finding(code="attack_left_out", level="info", text=text))
     if not steps:

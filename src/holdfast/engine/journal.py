@@ -92,13 +92,15 @@ class Journal:
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("ab")
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JournalError(
-                f"Another run is writing to {self.directory}. Wait for it."
-            ) from None
         except OSError as error:
             raise _storage_error(error, self.directory) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise JournalError(
+                f"Another run is writing to {self.directory}. Wait for it, or give another --out."
+            ) from None
 
     def records(self) -> list[AnyRecord]:
         """What an earlier sitting left; a torn last line is cut off."""
@@ -201,8 +203,8 @@ class RowFile:
 def _storage_error(error: OSError, directory: Path) -> JournalError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return JournalError(
-            f"The disk of {directory} is full ({error.strerror}). What was written before is intact: free some space "
-            "and resume with 'holdfast audit --resume DIR'."
+            f"The disk of {directory} is full ({error.strerror}). What was written before is "
+            "intact: free some space and resume with 'holdfast audit --resume DIR'."
         )
     return JournalError(f"Cannot write to {directory}: {error.strerror or error}.")
 
