@@ -45,10 +45,26 @@ class RowBlock:
     Matrix kernels round differently for different numbers of rows. Where calls with any multiple of
     ``size`` rows agree bit for bit (measured by :mod:`holdfast.engine.preflight`), batches are
     padded to such a multiple; where they never do, ``is_fixed`` and every call has ``size`` rows.
+    Where even an input's place within its block matters, ``is_filled``: a block is one input,
+    repeated, and its first row counts.
     """
 
     size: int = 1
     is_fixed: bool = False
+    is_filled: bool = False
+
+    def place(self, x: Tensor) -> Tensor:
+        """Inputs ``(n, ...)`` as the rows of a call."""
+        if self.is_filled:
+            return x.repeat_interleave(self.size, 0)
+        missing = -len(x) % self.size
+        if missing == 0 or len(x) == 0:
+            return x
+        return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+
+    def pick(self, rows: Tensor, n: int) -> Tensor:
+        """The rows of a call that belong to its ``n`` inputs."""
+        return rows[:: self.size] if self.is_filled else rows[:n]
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +240,8 @@ class Model:
     def _limit(self, points: Tensor) -> int:
         rows = self.call_rows(tuple(points.shape[1:]))
         size = self.block.size
+        if self.block.is_filled:
+            return max(1, rows // size)
         return size if self.block.is_fixed else -(-rows // size) * size
 
     def _draw(self, call: list[tuple[int, Query]], has_objective: bool) -> list[Answer]:
@@ -237,21 +255,21 @@ class Model:
     def _call(self, queries: list[Query], has_objective: bool) -> list[Answer]:
         points = torch.cat([q.points for q in queries]) if len(queries) > 1 else queries[0].points
         n = len(points)
-        x = self._padded(points.to(self.device))
+        x = self.block.place(points.to(self.device))
         self.passes.forward += n
         if not has_objective:
             with torch.no_grad():
-                logits = self._scores(x)[:n]
+                logits = self.block.pick(self._scores(x), n)
             return [_bare(part) for part in logits.split([len(q.points) for q in queries])]
         self.passes.backward += n
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            logits = self._scores(x)
-            parts = logits[:n].split([len(q.points) for q in queries])
+            logits = self.block.pick(self._scores(x), n)
+            parts = logits.split([len(q.points) for q in queries])
             losses = [_loss(q.objective, part) for q, part in zip(queries, parts, strict=True)]
             total = torch.stack([loss.sum() for loss in losses]).sum()
-            gradient = self._gradient(total, x)[:n]
-        logits = logits.detach()[:n].split([len(q.points) for q in queries])
+            gradient = self.block.pick(self._gradient(total, x), n)
+        logits = logits.detach().split([len(q.points) for q in queries])
         gradients = gradient.split([len(q.points) for q in queries])
         return [
             Answer(z, loss.detach(), g)
@@ -263,12 +281,6 @@ class Model:
             return torch.zeros_like(x)
         (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
         return torch.zeros_like(x) if gradient is None else gradient.detach()
-
-    def _padded(self, x: Tensor) -> Tensor:
-        missing = -len(x) % self.block.size
-        if missing == 0 or len(x) == 0:
-            return x
-        return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
 
     def _scores(self, x: Tensor) -> Tensor:
         """The network's output as logits ``(n, k)`` float32."""
@@ -312,7 +324,7 @@ class Model:
             ) from error
         self.max_rows = max(1, seen // 2)
         if self.block.size > self.max_rows:
-            self.block = RowBlock(self.max_rows, self.block.is_fixed)
+            self.block = replace(self.block, size=self.max_rows)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
