@@ -352,16 +352,24 @@ class Model:
             ModelError: where it is not the output of a classifier.
         """
         with self.session(), torch.no_grad():
-            out = self._first_output(x.to(self.device))
+            out = self._few_outputs(x.to(self.device))
         self.head = _head(out, self.head.n_classes)
         if self.head.kind == "labels":
             self.access = Access.LABELS
         return self.head
 
+    def _few_outputs(self, x: Tensor) -> Tensor:
+        """The outputs for as many of these inputs as the memory holds."""
+        try:
+            return self._first_output(x)
+        except torch.OutOfMemoryError as error:
+            self._halve(error, len(x))
+            return self._few_outputs(x[: max(1, len(x) // 2)])
+
     def _first_output(self, x: Tensor) -> Tensor:
         try:
             return self.raw(x)
-        except ModelError:
+        except (ModelError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             if self.modules or self.takes_arrays:

@@ -206,7 +206,7 @@ BAD_DATA = {
     "0 to 255": (lambda: {"x": np.load("data.npz")["x"] * 255}, "outside the domain.*255"),
     "NaN": (lambda: {"x": nan()}, "(?i)nan|finite"),
     "labels": (lambda: {"y": np.load("data.npz")["y"] + 5}, "labels go up to 7.*3 classes"),
-    "negative labels": (lambda: {"y": np.load("data.npz")["y"] - 1}, "(?i)label"),
+    "negative labels": (lambda: {"y": np.load("data.npz")["y"].astype(int) - 3}, "(?i)label"),
     "shape": (
         lambda: {"x": np.ones((24, 5), np.float32)},
         r"cannot run on inputs of shape \(16, 5\)",

@@ -164,9 +164,12 @@ def _sitting(
 ) -> Iterator[Event]:
     """One sitting of the run, with its outcome in the journal."""
     earlier = context.journal.records()
+    new = header(context.plan, context.model, context.data, context.seen, context.journal.directory)
+    if earlier and isinstance(earlier[0], Header):
+        check_same_run(earlier[0], new, context.journal.directory)
     outcome = "failed"
     try:
-        yield from _open(context, earlier, findings)
+        yield from _open(context, new, earlier, findings)
         yield from _clean(context)
         stopped = False
         for threat in threats:
@@ -201,16 +204,13 @@ def _check(plan: Plan, model: Model, data: Data, seen: Scan) -> list[Finding]:
 
 
 def _open(
-    context: Context, earlier: Sequence[AnyRecord], findings: Sequence[Finding]
+    context: Context, new: Header, earlier: Sequence[AnyRecord], findings: Sequence[Finding]
 ) -> Iterator[Event]:
     """A new header, or what an earlier sitting left."""
     directory = context.journal.directory
-    new = header(context.plan, context.model, context.data, context.seen, directory)
-    if earlier and isinstance(earlier[0], Header):
-        check_same_run(earlier[0], new, directory)
-        for record in earlier:
-            context.ledger.fold(record)
-    else:
+    for record in earlier:
+        context.ledger.fold(record)
+    if not earlier:
         context.journal.append([new])
         write_atomically(directory / "plan.toml", context.plan.to_toml())
     yield Started(
