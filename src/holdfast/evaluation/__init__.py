@@ -1,1 +1,1 @@
-
+"""Evaluation: what the results of attacks and proofs say, and how surely."""

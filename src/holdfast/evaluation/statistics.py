@@ -1,4 +1,4 @@
-"""How sure a measured rate is: exact intervals, and exact tests of two audits on the same samples."""
+"""How sure a measured rate is: exact intervals, and an exact test of two audits on one data set."""
 
 from __future__ import annotations
 
