@@ -11,7 +11,7 @@ from holdfast.contracts import _behaviour, _strength, _whole
 from holdfast.contracts._toys import RADII
 from holdfast.contracts._violation import ContractViolation
 
-SHORT, LONG = 30, 1000  # points per job: enough to show conduct, and enough to show strength
+SHORT, MEDIUM, LONG = 30, 500, 1000  # points per job: to show conduct, direction, strength
 EFFORT_OPTIONS = ("steps", "queries")
 
 
@@ -55,10 +55,10 @@ CONTRACTS: dict[str, Contract] = {
         Contract(_behaviour.survives_bad_gradients),
         Contract(_behaviour.does_nothing_without_room),
         Contract(_behaviour.has_an_honest_card),
-        Contract(_strength.improves_on_its_start, LONG),
+        Contract(_strength.improves_on_its_start, MEDIUM),
         Contract(_strength.solves_a_linear_model, LONG),
-        Contract(_strength.reaches_its_target, LONG),
-        Contract(_strength.matches_the_grid, LONG),
+        Contract(_strength.reaches_its_target, MEDIUM),
+        Contract(_strength.matches_the_grid, MEDIUM),
         Contract(_whole.leaves_no_trace),
         Contract(_whole.leaves_no_trace_of_a_crash),
         Contract(_whole.returns_what_it_found),
