@@ -7,13 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.oracles import BoxedBall, best_linear, nearest_distance
 
 from holdfast.engine.random import Rng
 from holdfast.perturbations.ball import Ball
 from holdfast.perturbations.l0 import L0Ball
 from holdfast.rows import like, take
 from holdfast.threat import Domain
+from oracles import BoxedBall, best_linear, nearest_distance
 
 NORMS = ["linf", "l2", "l1", "l0"]
 SLSQP = 1e-6  # relative to the size of the problem: what the solver's own stopping rule leaves

@@ -24,7 +24,9 @@ from holdfast.perturbations.l2 import L2Ball
 from holdfast.rows import like, where
 from holdfast.threat import Access
 
-SHRINK = 1 - 1e-6  # of x in (-1, 1) before atanh: w stays finite where x is at the domain's end
+# Of x in (-1, 1) before atanh, so that w is finite where x is at the domain's end. The authors'
+# 1 - 1e-6 starts there on such a plateau that the test for progress ends every search at once.
+SHRINK = 1 - 1e-4
 BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
 CHECKS = 10  # times per search that progress is looked at
@@ -64,7 +66,7 @@ class CarliniWagner(Attack):
         steps: Adam steps per search, at most.
         searches: Values of c tried one after the other.
         step_size: Adam's, in units of w. None: 10 / steps, the paper's 0.01 for 1,000 steps, which
-            brings a pixel from the end of the domain (w = +-7.25) to anywhere within a search.
+            brings a pixel from the end of the domain (w = +-4.95) to anywhere within a search.
         initial_c: The first c.
         confidence: Margin to reach (the paper's kappa); 0: any success.
     """

@@ -168,9 +168,6 @@ class Square(Attack):
         )
 
 
-# linf ---------------------------------------------------------------------------------------------
-
-
 def _stripes(allowed: AllowedSet, windows: Windows, rng: Rng) -> Tensor:
     """Corners of the ball with one sign per channel and column (section 4.3)."""
     lower, upper = allowed.hull()
@@ -194,9 +191,6 @@ def _repaint(
     push = reduce(torch.mul, inside, _signs(windows, u[:, k:], 4 * allowed.radius))
     moved = torch.addcmul(_split(best, windows), push, last).reshape(best.shape)
     return torch.clamp(moved, *allowed.hull()), shape[0]
-
-
-# l2 -----------------------------------------------------------------------------------------------
 
 
 def _tiles(allowed: AllowedSet, windows: Windows, rng: Rng) -> Tensor:
@@ -259,9 +253,6 @@ def _norm(delta: Tensor, n_axes: int) -> Tensor:
     """
     axes = tuple(range(-n_axes, 0))
     return delta.square().sum(axes, keepdim=True).sqrt()
-
-
-# windows ------------------------------------------------------------------------------------------
 
 
 def _split(x: Tensor, windows: Windows) -> Tensor:
