@@ -107,6 +107,10 @@ class AllowedSet(Protocol):
         """A random member, spread over the whole set."""
         ...
 
+    def towards(self, z: Tensor, share: Tensor) -> Tensor:
+        """The point at ``share`` ``(n,)`` of the way from ``x`` to ``z``: a smaller change."""
+        ...
+
     def distance(self, z: Tensor) -> Tensor:
         """How far ``z`` is from ``x`` in the set's own units ``(n,)``, in float64."""
         ...

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from holdfast.engine.judge import reached
 from holdfast.model import Model
-from holdfast.rows import like
 from holdfast.threat import AllowedSet
 
 
@@ -34,7 +33,7 @@ def radii(
     low, high = torch.zeros_like(best), torch.ones_like(best)
     for _ in range(steps):
         middle = (low + high) / 2
-        z = allowed.x + like(middle.to(x_adv.dtype), x_adv) * (x_adv - allowed.x)
+        z = allowed.towards(x_adv, middle)
         fools = reached(model.logits(z), y, goal)
         best = torch.where(fools, best.minimum(allowed.distance(z)), best)
         low, high = torch.where(fools, low, middle), torch.where(fools, middle, high)

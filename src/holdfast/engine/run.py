@@ -197,10 +197,21 @@ def _sitting(
 def _check(plan: Plan, model: Model, data: Data, seen: Scan) -> list[Finding]:
     """The model's checks; an access that the plan restricts is restricted here."""
     x, y = data.fetch(range(min(N_CHECKED, len(data))))
-    findings = preflight(model, x, y, seen.y)
+    findings = [*preflight(model, x, y, seen.y), *_one_class(seen.y)]
     if model.access.allows(plan.access):
         model.restricted(plan.access)
     return findings
+
+
+def _one_class(y: Tensor) -> Iterator[Finding]:
+    """The first samples of sorted data are all alike."""
+    if len(y) > 9 and bool((y == y[0]).all()):
+        yield Finding(
+            code="one_class",
+            level="warning",
+            text=f"All {len(y)} samples have the label {int(y[0])}: perhaps the data is sorted by "
+            "label and only its beginning was taken. The result says nothing of other classes.",
+        )
 
 
 def _open(

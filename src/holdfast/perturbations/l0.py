@@ -82,6 +82,11 @@ class L0Ball:
         value = self._clip(self.box_lower + u * (self.box_upper - self.box_lower))
         return self._keep(value, 1.0 + rng.fold(1).uniform(shape, self.x.dtype))
 
+    def towards(self, z: Tensor, share: Tensor) -> Tensor:
+        """The largest changes of ``z``, as many as ``share`` of them rounded down."""
+        kept = (share.double() * self.distance(z)).floor().to(self.radius.dtype)
+        return self.resized(kept).project(z)
+
     def distance(self, z: Tensor) -> Tensor:
         """How many coordinates differ ``(n,)``, as float64."""
         return (z != self.x).flatten(1).sum(1).double()

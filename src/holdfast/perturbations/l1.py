@@ -91,6 +91,10 @@ class L1Ball:
         d = self.radius.double()[:, None] * signs * e / (e.sum(1, keepdim=True) + rest)
         return self._moved(d)
 
+    def towards(self, z: Tensor, share: Tensor) -> Tensor:
+        """``x + share (z - x)``."""
+        return self.x + like(share.to(z.dtype), z) * (z - self.x)
+
     def distance(self, z: Tensor) -> Tensor:
         """``||z - x||_1`` ``(n,)`` in float64."""
         return (z.double() - self.x.double()).abs().flatten(1).sum(1)

@@ -92,6 +92,10 @@ class L2Ball:
         length = self.radius * rng.fold(1).uniform((), self.x.dtype) ** (1 / dim)
         return self._clip(self.x + like(length, d) * d)
 
+    def towards(self, z: Tensor, share: Tensor) -> Tensor:
+        """``x + share (z - x)``."""
+        return self.x + like(share.to(z.dtype), z) * (z - self.x)
+
     def distance(self, z: Tensor) -> Tensor:
         """``||z - x||_2`` ``(n,)`` in float64."""
         return (z.double() - self.x.double()).flatten(1).norm(dim=1)

@@ -59,6 +59,10 @@ class LinfBall:
         u = rng.uniform(tuple(self.x.shape[1:]), self.x.dtype)
         return self.project(self.lower + u * (self.upper - self.lower))
 
+    def towards(self, z: Tensor, share: Tensor) -> Tensor:
+        """``x + share (z - x)``."""
+        return self.x + like(share.to(z.dtype), z) * (z - self.x)
+
     def distance(self, z: Tensor) -> Tensor:
         """``max |z - x|`` ``(n,)`` in float64."""
         return (z.double() - self.x.double()).abs().flatten(1).amax(1)
