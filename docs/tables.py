@@ -168,6 +168,8 @@ def result(name: str, columns: dict[str, str]) -> str:
     machine = content["machine"]
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads"
     where += f", {machine['gpu']}" if machine["gpu"] else ", no GPU"
+    if machine.get("load", 0) > machine["cores"]:
+        where += f" (other work beside it: load {machine['load']:g}, so seconds are too long)"
     versions = ", ".join(f"{key} {value}" for key, value in content["versions"].items())
     note = (
         f"Measured {content['measured']} at commit `{content['commit']}` on {where}; {versions}. "
