@@ -67,6 +67,9 @@ class RowBlock:
         return rows[:: self.size] if self.is_filled else rows[:n]
 
 
+HEADS = ("logits", "logit", "probabilities", "probability", "labels")
+
+
 @dataclass(frozen=True, slots=True)
 class Head:
     """What the network's output means.
@@ -94,6 +97,7 @@ class Model:
         device: Where to run; None: where the module's weights are.
         access: What an attacker may see; None: as much as ``f`` gives.
         n_classes: Needed only for labels, where the largest label may not occur in the data.
+        head: What the output is, as in :class:`Head`; None: recognised from clean outputs.
         batch_size: Inputs in flight; None: chosen by the size of an input.
         description: What reports call it.
 
@@ -111,6 +115,7 @@ class Model:
         device: str | torch.device | None = None,
         access: Access | str | None = None,
         n_classes: int | None = None,
+        head: str | None = None,
         batch_size: int | None = None,
         description: str = "",
     ) -> None:
@@ -131,6 +136,9 @@ class Model:
         self.dtype = floats[0] if floats else torch.float32
         self.access = Access(access) if access is not None else Access.GRADIENTS
         self.head = Head(n_classes=n_classes or 0)
+        if head is not None and head not in HEADS:
+            raise ModelError(f"Unknown head {head!r}. Use one of: {', '.join(HEADS)}.")
+        self._given_head = head
         self.batch_size = batch_size
         self.block = RowBlock()
         self.draws = 1
@@ -354,6 +362,8 @@ class Model:
         with self.session(), torch.no_grad():
             out = self._few_outputs(x.to(self.device))
         self.head = _head(out, self.head.n_classes)
+        if self._given_head is not None:
+            self.head = replace(self.head, kind=self._given_head)
         if self.head.kind == "labels":
             self.access = Access.LABELS
         return self.head

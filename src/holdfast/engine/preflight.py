@@ -63,7 +63,8 @@ def _head_findings(model: Model) -> Iterator[Finding]:
             level="info",
             text="The model's outputs look like probabilities. Holdfast takes their logarithm, so "
             "that attacks do not lose their gradients in a saturated softmax. A model that gives "
-            "logits is audited more reliably.",
+            "logits is audited more reliably. If they are scores after all, say so in Python with "
+            "Model(..., head='logits'), or head='logit' for a single one.",
         )
     if model.head.kind == "labels":
         yield Finding(
