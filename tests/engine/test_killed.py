@@ -111,4 +111,3 @@ def test_directory_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(JournalError, match="Cannot write"):
         Journal(tmp_path / "file" / "run")
-

@@ -181,7 +181,7 @@ def test_time_budget_stops_and_resumes(digits, reference, tmp_path):
     net, data = digits
     the_plan = plan(budget=holdfast.Budget(seconds=1e-6))
     events = finish(the_plan, net, data, tmp_path)
-    assert [e for e in events if isinstance(e, Stopped)][0].n_unfinished > 0
+    assert next(e for e in events if isinstance(e, Stopped)).n_unfinished > 0
     assert holdfast.Report.load(tmp_path).n_unfinished > 0
     finish(plan(), net, data, tmp_path)
     assert result(tmp_path) == result(reference)
