@@ -1,0 +1,190 @@
+"""Kinds of operators and what each must say: how to run, to bound and to relax linearly.
+
+Linear relaxations are pulled back: given coefficients ``A (n, k, *out)`` of expressions
+``A . op(z)``, ``pull`` returns coefficients ``A' (n, k, *in)`` for every input and constants
+``c (n, k)`` with ``A . op(z) >= A' . z + c`` for all ``z`` in the boxes. Upper bounds are lower
+bounds of the negated expression, so there is one direction only.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import ClassVar, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+class Box(NamedTuple):
+    """Elementwise bounds ``lower <= z <= upper``, each ``(n, *shape)``."""
+
+    lower: Tensor
+    upper: Tensor
+
+    def magnitude(self) -> Tensor:
+        """Largest absolute value inside, ``(n, *shape)``."""
+        return torch.maximum(self.lower.abs(), self.upper.abs())
+
+    def intersect(self, other: Box) -> Box:
+        """The common part; where rounding made it empty, the two touching ends are swapped."""
+        lower = torch.maximum(self.lower, other.lower)
+        upper = torch.minimum(self.upper, other.upper)
+        return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
+class Pulled(NamedTuple):
+    """Coefficients for each input, ``(n, k, *in)``, and constants ``(n, k)`` or None for zero."""
+
+    coefficients: tuple[Tensor, ...]
+    constant: Tensor | None
+
+
+class Operator(ABC):
+    """One step of a graph. Subclasses are frozen dataclasses that carry their own weights."""
+
+    is_affine: ClassVar[bool] = False
+    is_diagonal: ClassVar[bool] = False
+    """Every output element reads a single input element and no two read the same one."""
+    n_parameters: ClassVar[int] = 0
+    """Free choices in [0, 1] per element of the relaxation, any of which is sound."""
+    rounds: ClassVar[bool] = True
+    """Whether ``interval`` computes in floating point, so that its result needs widening."""
+    can_split: ClassVar[bool] = False
+    """Splitting the range of the input sharpens the relaxation (elementwise operators only)."""
+
+    @abstractmethod
+    def run(self, *xs: Tensor) -> Tensor:
+        """Outputs ``(n, *out)`` of inputs ``(n, *in)``."""
+
+    @abstractmethod
+    def interval(self, *boxes: Box) -> Box:
+        """Bounds of the outputs over boxes of inputs, without regard to rounding."""
+
+    @abstractmethod
+    def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
+        """Lower linear bounds of ``A . op(z)`` in ``z``; ``parameters (q, n, k or 1, *in)``."""
+
+    @abstractmethod
+    def magnitude(self, *boxes: Box) -> Tensor:
+        """Bound ``(n, *out)`` of the absolute values summed up per output; scales rounding."""
+
+    def is_loose(self, box: Box) -> Tensor:
+        """Where tighter bounds of the input would help, a mask like ``box.lower``."""
+        return box.upper > box.lower
+
+    def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Self:
+        """The operator with its floating-point weights in another precision or place."""
+        moved = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                target = dtype if value.is_floating_point() else value.dtype
+                moved[field.name] = value.to(dtype=target, device=device)
+        return replace(self, **moved)  # type: ignore[type-var]
+
+
+class Affine(Operator):
+    """An operator that is affine in all its inputs together: relaxed without loss."""
+
+    is_affine = True
+    has_offset: ClassVar[bool] = True
+    """Whether zero inputs may give outputs other than zero."""
+
+    def interval(self, *boxes: Box) -> Box:
+        """Valid for operators whose coefficients are all >= 0; others override it."""
+        return Box(self.run(*(b.lower for b in boxes)), self.run(*(b.upper for b in boxes)))
+
+    def magnitude(self, *boxes: Box) -> Tensor:
+        """Valid for operators whose coefficients are all >= 0 and whose offset is zero."""
+        return self.run(*(b.magnitude() for b in boxes))
+
+    def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
+        """The transpose of the operator, and its offset."""
+        shapes = [b.lower.shape[1:] for b in boxes]
+        flat = A.flatten(0, 1)
+        parts = self.transpose(flat, shapes)
+        coefficients = tuple(
+            p.reshape(*A.shape[:2], *s) for p, s in zip(parts, shapes, strict=True)
+        )
+        if not self.has_offset:
+            return Pulled(coefficients, None)
+        zeros = [A.new_zeros(1, *s) for s in shapes]
+        return Pulled(coefficients, torch.mv(flat.flatten(1), self.run(*zeros).flatten()).view(A.shape[:2]))
+
+    def transpose(self, A: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
+        """Transposed linear part: ``(b, *out)`` to ``(b, *in)`` for every input."""
+        zeros = [A.new_zeros(A.shape[0], *s) for s in shapes]
+        _, pullback = torch.func.vjp(self.run, *zeros)
+        return pullback(A)
+
+
+class Lines(NamedTuple):
+    """``lower_slope z + lower_intercept <= f(z) <= upper_slope z + upper_intercept``."""
+
+    lower_slope: Tensor
+    lower_intercept: Tensor | None
+    upper_slope: Tensor
+    upper_intercept: Tensor | None
+
+
+class Activation(Operator):
+    """A function of one variable applied to every element."""
+
+    is_diagonal = True
+    can_split = True
+
+    @abstractmethod
+    def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
+        """Lines below and above on ``[lower, upper]``, both ``(n, 1, *shape)``."""
+
+    def start(self, box: Box) -> Tensor:
+        """Parameters ``(q, n, *shape)`` that make ``relax`` choose its default lines."""
+        raise NotImplementedError(f"{type(self).__name__} has no parameters")
+
+    def branch_point(self, box: Box) -> Tensor:
+        """Where to cut the range of the input, ``(n, *shape)``."""
+        return (box.lower + box.upper) / 2
+
+    def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
+        """Lower lines where the coefficient is positive, upper lines where it is negative."""
+        box = boxes[0]
+        lines = self.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), parameters)
+        positive, negative = A.clamp(min=0), A.clamp(max=0)
+        coefficients = positive * lines.lower_slope + negative * lines.upper_slope
+        constant = None
+        for part, intercept in (
+            (positive, lines.lower_intercept), (negative, lines.upper_intercept)
+        ):
+            if intercept is not None:
+                term = dot(part, intercept)
+                constant = term if constant is None else constant + term
+        return Pulled((coefficients,), constant)
+
+    def magnitude(self, *boxes: Box) -> Tensor:
+        """Values, slopes times inputs and intercepts together."""
+        box = boxes[0]
+        lines = self.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), None)
+        z = box.magnitude()
+        total = self.interval(box).magnitude() + z
+        for slope, intercept in (lines[:2], lines[2:]):
+            total = total + slope.squeeze(1).abs() * z
+            if intercept is not None:
+                total = total + intercept.squeeze(1).abs()
+        return total
+
+
+def dot(A: Tensor, b: Tensor) -> Tensor:
+    """``sum A b`` over all but the first two axes: ``(n, k, *s), (n, 1 or k, *s) -> (n, k)``."""
+    if b.shape[1] == 1:
+        flat = A.flatten(2)
+        return torch.bmm(flat, b.reshape(b.shape[0], -1, 1).expand(A.shape[0], -1, 1)).squeeze(2)
+    return (A * b).flatten(2).sum(2)
+
+
+def sum_to(A: Tensor, shape: Sequence[int]) -> Tensor:
+    """Undo broadcasting of the trailing axes: ``(n, k, *out) -> (n, k, *shape)``."""
+    return A.sum_to_size(*A.shape[:2], *([1] * (A.dim() - 2 - len(shape))), *shape).reshape(
+        *A.shape[:2], *shape
+    )

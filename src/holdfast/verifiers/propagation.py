@@ -1,0 +1,112 @@
+"""Boxes of every node: intervals forward, sharpened backward where that helps.
+
+``"interval"`` propagates intervals alone (Gowal et al., 2018, arXiv:1810.12715). ``"crown"``
+pulls linear bounds back from the inputs of every non-linear node, but only for elements whose
+relaxation is not exact yet, and propagates what it found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from holdfast.graphs.graph import Graph, Node
+from holdfast.graphs.operator import Box
+from holdfast.verifiers.crown import State, gamma, lower_bound
+from holdfast.verifiers.regions import Region
+
+Method = Literal["interval", "crown"]
+# Elements of the largest coefficient tensor handled at once; keeps a pass within caches and memory.
+CHUNK = 1 << 22
+
+
+def propagate(
+    graph: Graph,
+    region: Region,
+    method: Method = "crown",
+    known: Sequence[Box] | None = None,
+    rounding: bool = True,
+) -> State:
+    """Boxes that contain every value each node can take over the region.
+
+    Args:
+        graph: The network, in the precision of the region.
+        region: Inputs.
+        method: How far to go.
+        known: Boxes known to hold already, for instance of a larger region; results are cut with them.
+        rounding: Widen by the bound of rounding errors.
+    """
+    state = State()
+    plan = plan_refinement(graph, region.is_box)
+    for node in graph.nodes:
+        box = _interval(graph, node, state, region, rounding)
+        if known is not None:
+            box = box.intersect(known[node.index])
+        state.boxes.append(box)
+        if method == "crown" and plan[node.index]:
+            loose = _loose(graph, node, plan[node.index], box)
+            state.boxes[-1] = _refine(graph, node, state, region, loose, rounding)
+    return state
+
+
+def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: bool) -> Box:
+    boxes = [state.boxes[i] for i in node.inputs] if node.inputs else [region.hull()]
+    box = node.op.interval(*boxes)
+    if rounding:
+        state.magnitudes.append(node.op.magnitude(*boxes))
+        if node.op.rounds and node.inputs:
+            slack = 2 * gamma(graph, box.lower.dtype) * state.magnitudes[-1]
+            box = Box(box.lower - slack, box.upper + slack)
+    return box
+
+
+def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
+    """For every node, its non-linear readers, or nothing where intervals are exact already."""
+    readers = graph.readers()
+    # Elements vary independently in a box; one affine step from there loses nothing.
+    independent = [is_box] + [False] * (len(graph.nodes) - 1)
+    plan: list[list[int]] = []
+    for node in graph.nodes:
+        single = len(node.inputs) == 1 and node.op.is_affine and independent[node.inputs[0]]
+        if node.inputs:
+            independent[node.index] = single and node.op.is_diagonal
+        exact = not node.inputs or single
+        non_linear = [j for j in readers[node.index] if not graph.nodes[j].op.is_affine]
+        plan.append([] if exact else non_linear)
+    return plan
+
+
+def _loose(graph: Graph, node: Node, readers: list[int], box: Box) -> Tensor:
+    """Elements that some reader would relax better with tighter bounds, ``(n, size)``."""
+    masks = [graph.nodes[j].op.is_loose(box) for j in readers]
+    return torch.stack(masks).any(0).flatten(1)
+
+
+def padded_index(mask: Tensor) -> Tensor:
+    """Positions where ``mask (n, size)`` holds, ``(n, most)``; short rows repeat other positions."""
+    most = int(mask.sum(1).max()) if mask.numel() else 0
+    order = mask.to(torch.uint8).sort(1, descending=True, stable=True).indices
+    return order[:, :most]
+
+
+def _refine(
+    graph: Graph, node: Node, state: State, region: Region, loose: Tensor, rounding: bool
+) -> Box:
+    """The node's box with the loose elements bounded backward."""
+    box = state.boxes[node.index]
+    index = padded_index(loose)
+    widest = max(n.size for n in graph.nodes[: node.index + 1])
+    step = max(1, CHUNK // (2 * len(index) * widest))
+    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    for part in index.split(step, 1) if index.shape[1] else ():
+        unit = torch.zeros(len(part), part.shape[1], node.size, dtype=lower.dtype, device=lower.device)
+        unit = unit.scatter(2, part.unsqueeze(2), 1.0).reshape(*part.shape, *node.shape)
+        found = lower_bound(graph, node.index, torch.cat([unit, -unit], 1), state, region, rounding)
+        low, high = found[:, : part.shape[1]], -found[:, part.shape[1] :]
+        lower = lower.scatter(1, part, torch.maximum(low, lower.gather(1, part)))
+        upper = upper.scatter(1, part, torch.minimum(high, upper.gather(1, part)))
+    shape = box.lower.shape
+    return Box(torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape))
