@@ -88,7 +88,7 @@ def _loose(graph: Graph, node: Node, readers: list[int], box: Box) -> Tensor:
 def padded_index(mask: Tensor) -> Tensor:
     """Positions where ``mask (n, size)`` holds, ``(n, most)``; short rows repeat other positions."""
     most = int(mask.sum(1).max()) if mask.numel() else 0
-    order = mask.to(torch.uint8).sort(1, descending=True, stable=True).indices
+    order = torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices
     return order[:, :most]
 
 
