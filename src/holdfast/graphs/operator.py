@@ -67,8 +67,12 @@ class Operator(ABC):
         """Lower linear bounds of ``A . op(z)`` in ``z``; ``parameters (q, n, k or 1, *in)``."""
 
     @abstractmethod
-    def magnitude(self, *boxes: Box) -> Tensor:
-        """Bound ``(n, *out)`` of the absolute values summed up per output; scales rounding."""
+    def magnitude(self, *boxes: Box) -> Tensor | None:
+        """Bound ``(n, *out)`` of the absolute values summed up per output; scales rounding.
+
+        None where rounding in ``pull`` stays within a few units of ``|A'| |z|``, with ``A'`` the
+        result and ``z`` the input: the node that computes ``z`` has to account for that anyway.
+        """
 
     def is_loose(self, box: Box) -> Tensor:
         """Where tighter bounds of the input would help, a mask like ``box.lower``."""
@@ -96,7 +100,7 @@ class Affine(Operator):
         """Valid for operators whose coefficients are all >= 0; others override it."""
         return Box(self.run(*(b.lower for b in boxes)), self.run(*(b.upper for b in boxes)))
 
-    def magnitude(self, *boxes: Box) -> Tensor:
+    def magnitude(self, *boxes: Box) -> Tensor | None:
         """Valid for operators whose coefficients are all >= 0 and whose offset is zero."""
         return self.run(*(b.magnitude() for b in boxes))
 
@@ -151,18 +155,19 @@ class Activation(Operator):
         """Lower lines where the coefficient is positive, upper lines where it is negative."""
         box = boxes[0]
         lines = self.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), parameters)
-        positive, negative = A.clamp(min=0), A.clamp(max=0)
-        coefficients = positive * lines.lower_slope + negative * lines.upper_slope
+        positive = A.relu()
+        # A+ s + A- t is A t + A+ (s - t): one pass over A less than with both parts at hand.
+        slope, other = lines.upper_slope, lines.lower_slope - lines.upper_slope
+        coefficients = torch.addcmul(A * slope, positive, other)
         constant = None
-        for part, intercept in (
-            (positive, lines.lower_intercept), (negative, lines.upper_intercept)
-        ):
-            if intercept is not None:
-                term = dot(part, intercept)
-                constant = term if constant is None else constant + term
+        if lines.lower_intercept is not None:
+            constant = dot(positive, lines.lower_intercept)
+        if lines.upper_intercept is not None:
+            term = dot(A, lines.upper_intercept) - dot(positive, lines.upper_intercept)
+            constant = term if constant is None else constant + term
         return Pulled((coefficients,), constant)
 
-    def magnitude(self, *boxes: Box) -> Tensor:
+    def magnitude(self, *boxes: Box) -> Tensor | None:
         """Values, slopes times inputs and intercepts together."""
         box = boxes[0]
         lines = self.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), None)

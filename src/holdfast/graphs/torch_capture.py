@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
     was_training = [m for m in module.modules() if m.training]
     module.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # export warns of its own internals
             program = torch.export.export(module, (example[:1].detach(),), strict=False)
             program = program.run_decompositions({})
     except Exception as error:

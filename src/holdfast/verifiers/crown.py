@@ -4,8 +4,8 @@ From coefficients ``A`` of the value of one node, every operator gives coefficie
 with ``A . value >= A' . inputs + c``, until the network's input is reached and the
 region decides. In floating point the exact inequality needs a correction: if ``A'`` is a rounded ``A W``,
 then ``A W z = A' z + (A W - A') z`` and the last part is at most ``gamma |A| |W| |z|``. Operators
-bound ``|W| |z| + |b|`` by ``magnitude``; the sum over all steps is the error term subtracted here
-(Higham, 2002, section 3.1, for ``gamma_n = n u / (1 - n u)``).
+bound ``|W| |z| + |b|`` by ``magnitude``; ``||A||_1`` times its largest element, summed over all
+steps, is the error term subtracted here (Higham, 2002, section 3.1, for ``gamma_n = n u / (1 - n u)``).
 """
 
 from __future__ import annotations
@@ -18,22 +18,28 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph
-from holdfast.graphs.operator import Box, dot
+from holdfast.graphs.operator import Box
 from holdfast.verifiers.regions import Region
 
 
 @final
 @dataclass(slots=True)
 class State:
-    """What is known about every node over a region: boxes, and magnitudes for rounding."""
+    """What is known about every node over a region.
+
+    Attributes:
+        boxes: Bounds of its value.
+        magnitudes: Largest magnitude behind one of its elements ``(n, 1)``, which scales rounding
+            errors; None where nothing is rounded.
+    """
 
     boxes: list[Box] = field(default_factory=list)
-    magnitudes: list[Tensor] = field(default_factory=list)
+    magnitudes: list[Tensor | None] = field(default_factory=list)
 
     def rows(self, index: Tensor | slice) -> State:
         """The samples at ``index``."""
         boxes = [Box(b.lower[index], b.upper[index]) for b in self.boxes]
-        return State(boxes, [m[index] for m in self.magnitudes])
+        return State(boxes, [None if m is None else m[index] for m in self.magnitudes])
 
 
 class Cuts(NamedTuple):
@@ -73,6 +79,7 @@ def pull_back(
     multipliers: Mapping[int, Tensor] | None = None,
     watch: frozenset[int] = frozenset(),
     rounding: bool = True,
+    mirrored: bool = False,
 ) -> LinearBound:
     """Lower linear bounds of ``A . value(start)`` in the network's input.
 
@@ -86,33 +93,39 @@ def pull_back(
         multipliers: A multiplier >= 0 per cut, ``(n, s)`` by node.
         watch: Nodes whose coefficients are returned.
         rounding: Subtract the bound of rounding errors.
+        mirrored: Bound ``-A . value(start)`` too, as rows ``k`` to ``2 k - 1``.
     """
     parameters, cuts, multipliers = parameters or {}, cuts or {}, multipliers or {}
     pending = {start: A}
-    total = A.new_zeros(A.shape[:2])
-    error = gamma(graph, A.dtype)
-    watched = {}
+    constant, error = A.new_zeros(A.shape[:2]), A.new_zeros(A.shape[:2])
+    unit = 2 * gamma(graph, A.dtype)
+    watched: dict[int, Tensor] = {}
     for node in reversed(graph.nodes[: start + 1]):
-        A_node = pending.pop(node.index, None)
-        if A_node is None:
+        if node.index not in pending:
             continue
+        if mirrored and (node.index == 0 or not node.op.is_affine):
+            # Up to here both directions have the same coefficients but for the sign.
+            pending = {i: torch.cat([P, -P], 1) for i, P in pending.items()}
+            constant, error = torch.cat([constant, -constant], 1), torch.cat([error, error], 1)
+            mirrored = False
+        A = pending.pop(node.index)
         if node.index in cuts and node.index in multipliers:
-            A_node, constant = _apply_cuts(A_node, cuts[node.index], multipliers[node.index])
-            total = total + constant
+            A, shift = _apply_cuts(A, cuts[node.index], multipliers[node.index])
+            constant = constant + shift
         if node.index in watch:
-            watched[node.index] = A_node
-        if rounding:
-            total = total - 2 * error * dot(A_node.abs(), state.magnitudes[node.index].unsqueeze(1))
+            watched[node.index] = A
+        magnitude = state.magnitudes[node.index] if rounding else None
+        if magnitude is not None:
+            error = error + unit * magnitude * torch.linalg.vector_norm(A.flatten(2), 1, 2)
         if node.index == 0:
-            return LinearBound(A_node, total, watched)
+            break
         boxes = [state.boxes[i] for i in node.inputs]
-        pulled = node.op.pull(A_node, boxes, parameters.get(node.index))
+        pulled = node.op.pull(A, boxes, parameters.get(node.index))
         if pulled.constant is not None:
-            total = total + pulled.constant
+            constant = constant + pulled.constant
         for i, part in zip(node.inputs, pulled.coefficients, strict=True):
             pending[i] = pending[i] + part if i in pending else part
-    shape = (*A.shape[:2], *graph.input_shape)
-    return LinearBound(A.new_zeros(shape), total, watched)
+    return LinearBound(A, constant - error, watched)
 
 
 def _apply_cuts(A: Tensor, cuts: Cuts, multipliers: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +137,11 @@ def _apply_cuts(A: Tensor, cuts: Cuts, multipliers: Tensor) -> tuple[Tensor, Ten
     return flat.reshape(A.shape), constant
 
 
-def lower_bound(graph: Graph, start: int, A: Tensor, state: State, region: Region, rounding: bool = True,
-                parameters: Mapping[int, Tensor] | None = None) -> Tensor:
-    """Lower bounds ``(n, k)`` of ``A . value(start)`` over the region."""
-    bound = pull_back(graph, start, A, state, parameters=parameters, rounding=rounding)
-    return region.minimum(bound.A) + bound.constant
+def two_sided(
+    graph: Graph, start: int, A: Tensor, state: State, region: Region, rounding: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Lower and upper bounds ``(n, k)`` of ``A . value(start)`` over the region."""
+    k = A.shape[1]
+    bound = pull_back(graph, start, A, state, rounding=rounding, mirrored=True)
+    value = region.minimum(bound.A) + bound.constant
+    return value[:, :k], -value[:, k:]

@@ -22,9 +22,9 @@ from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
 
-BATCH = 512
+BATCH = 256
 LEAST_COEFFICIENT = 0.1  # relative to the largest; see the module's docstring
-# Rounds between two gradient searches inside the worst sub-boxes.
+# Rounds between two gradient searches inside the worst sub-boxes; the first come earlier.
 DESCEND_EVERY = 16
 
 
@@ -84,12 +84,16 @@ def split_inputs(search: Search, clauses: Tensor) -> Counterexample | bool:
         keep = (bounded.domains.open & (bounded.value <= 0)).any(1).nonzero().squeeze(1)
         if not len(keep):
             continue
-        found = _look(search, clauses, bounded, keep, rounds % DESCEND_EVERY == DESCEND_EVERY - 1)
+        found = _look(search, clauses, bounded, keep, _is_turn(rounds))
         if found is not None:
             return found
         stack.append(_split(bounded, keep))
         rounds += 1
     return True
+
+
+def _is_turn(rounds: int) -> bool:
+    return rounds % DESCEND_EVERY == 0 or (rounds < DESCEND_EVERY and rounds & (rounds - 1) == 0)
 
 
 def _pop(stack: list[_Domains]) -> _Domains:

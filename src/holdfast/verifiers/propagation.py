@@ -15,12 +15,12 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Box
-from holdfast.verifiers.crown import State, gamma, lower_bound
+from holdfast.verifiers.crown import State, gamma, two_sided
 from holdfast.verifiers.regions import Region
 
 Method = Literal["interval", "crown"]
 # Elements of the largest coefficient tensor handled at once; keeps a pass within caches and memory.
-CHUNK = 1 << 22
+CHUNK = 1 << 18
 
 
 def propagate(
@@ -55,12 +55,14 @@ def propagate(
 def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: bool) -> Box:
     boxes = [state.boxes[i] for i in node.inputs] if node.inputs else [region.hull()]
     box = node.op.interval(*boxes)
-    if rounding:
-        state.magnitudes.append(node.op.magnitude(*boxes))
-        if node.op.rounds and node.inputs:
-            slack = 2 * gamma(graph, box.lower.dtype) * state.magnitudes[-1]
-            box = Box(box.lower - slack, box.upper + slack)
-    return box
+    if not rounding:
+        return box
+    magnitude = node.op.magnitude(*boxes)
+    state.magnitudes.append(None if magnitude is None else magnitude.flatten(1).amax(1, keepdim=True))
+    if magnitude is None or not node.op.rounds or not node.inputs:
+        return box
+    slack = 2 * gamma(graph, box.lower.dtype) * magnitude
+    return Box(box.lower - slack, box.upper + slack)
 
 
 def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
@@ -104,8 +106,7 @@ def _refine(
     for part in index.split(step, 1) if index.shape[1] else ():
         unit = torch.zeros(len(part), part.shape[1], node.size, dtype=lower.dtype, device=lower.device)
         unit = unit.scatter(2, part.unsqueeze(2), 1.0).reshape(*part.shape, *node.shape)
-        found = lower_bound(graph, node.index, torch.cat([unit, -unit], 1), state, region, rounding)
-        low, high = found[:, : part.shape[1]], -found[:, part.shape[1] :]
+        low, high = two_sided(graph, node.index, unit, state, region, rounding)
         lower = lower.scatter(1, part, torch.maximum(low, lower.gather(1, part)))
         upper = upper.scatter(1, part, torch.minimum(high, upper.gather(1, part)))
     shape = box.lower.shape

@@ -28,6 +28,10 @@ class Concat(Affine):
         """``(n, *in_i) -> (n, *out)``."""
         return torch.cat(xs, self.axis + 1)
 
+    def magnitude(self, *boxes: Box) -> None:
+        """Nothing is computed."""
+        return None
+
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
         """Each input gets its own part."""
         sizes = [b.lower.shape[self.axis + 1] for b in boxes]

@@ -50,9 +50,9 @@ class ReLU(Activation):
         """The kink."""
         return torch.zeros_like(box.lower)
 
-    def magnitude(self, *boxes: Box) -> Tensor:
-        """Slopes are at most one and the intercept at most ``|lower|``."""
-        return 4 * boxes[0].magnitude()
+    def magnitude(self, *boxes: Box) -> None:
+        """The slope scales ``A``, and ``|A| intercept <= |A'| |lower|``: left to the input's node."""
+        return None
 
 
 def relu(call: Call, ref: Ref) -> Ref:

@@ -26,6 +26,10 @@ class Reshape(Affine):
         """``(n, *in) -> (n, *shape)``."""
         return xs[0].reshape(xs[0].shape[0], *self.shape)
 
+    def magnitude(self, *boxes: Box) -> None:
+        """Nothing is computed."""
+        return None
+
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
         """Back to the input's shape."""
         return Pulled((A.reshape(*A.shape[:2], *boxes[0].lower.shape[1:]),), None)
