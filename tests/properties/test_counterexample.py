@@ -48,7 +48,7 @@ def test_the_text_judges_without_tolerance():
     assert holds(ONE, [0.0625, 0], [0.5])
     assert not holds(ONE, [np.float32(0.1), 0], [0.5])  # the float32 next to 0.1 lies above it
     assert not holds(ONE, [0.0625, 0], [1.0])
-    with pytest.raises(PropertyError, match="the point has 1 and 1"):
+    with pytest.raises(ValueError, match="the point has 1 and 1"):
         holds(ONE, [0], [0])
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from holdfast.properties import PropertyError, holds, parse_vnnlib, read_vnnlib
-from holdfast.properties.exact import exact_clauses, read_exact
+from holdfast.certificates.exact import exact_clauses, read_exact
 from holdfast.verifiers.problem import Clause
 
 DATA = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "vnn"
@@ -36,7 +36,7 @@ BOX = "(assert (<= X_0 1))(assert (>= X_0 -1))(assert (<= X_1 0.5))(assert (>= X
 
 def test_box_and_output_rows():
     query = parse_vnnlib(declare() + BOX + "(assert (>= Y_0 3.5)) (assert (<= Y_1 Y_0))")
-    (clause,) = query.property.clauses
+    (clause,) = query.prop.clauses
     assert clause.lower.tolist() == [-1, 0]
     assert clause.upper.tolist() == [1, 0.5]
     assert clause.C.tolist() == [[-1, 0], [-1, 1]]
@@ -48,7 +48,7 @@ def test_box_and_output_rows():
 
 def test_boxes_inside_disjuncts_are_cut_with_the_common_box():
     text = "(assert (or (and (<= X_0 0) (<= Y_0 0)) (and (>= X_0 0.5) (>= Y_0 1))))"
-    first, second = parse_vnnlib(declare() + BOX + text).property.clauses
+    first, second = parse_vnnlib(declare() + BOX + text).prop.clauses
     assert (first.lower[0], first.upper[0]) == (-1, 0)
     assert (second.lower[0], second.upper[0]) == (0.5, 1)
     assert (second.C.tolist(), second.d.tolist()) == ([[-1, 0]], [1])
@@ -56,12 +56,12 @@ def test_boxes_inside_disjuncts_are_cut_with_the_common_box():
 
 def test_nested_formulas_multiply_out():
     text = "(assert (and (or (<= Y_0 0) (and (<= Y_1 0) (or (<= Y_0 5) (<= Y_1 5)))) (<= Y_0 9)))"
-    assert len(parse_vnnlib(declare() + BOX + text).property.clauses) == 3
+    assert len(parse_vnnlib(declare() + BOX + text).prop.clauses) == 3
 
 
 def test_arithmetic_and_constraints_over_inputs_and_outputs():
     text = "(assert (<= (+ (* 2 X_0) (- Y_1) (/ 1 4)) (- X_1 Y_0 1)))"
-    (clause,) = parse_vnnlib(declare() + BOX + text).property.clauses
+    (clause,) = parse_vnnlib(declare() + BOX + text).prop.clauses
     assert clause.C.tolist() == [[1, -1]]
     assert clause.D is not None
     assert clause.D.tolist() == [[2, -1]]
@@ -71,17 +71,17 @@ def test_arithmetic_and_constraints_over_inputs_and_outputs():
 def test_coefficients_become_whole_numbers_instead_of_being_rounded():
     query = parse_vnnlib(declare() + BOX + "(assert (<= (* 0.1 Y_0) (* 0.3 Y_1)))")
     assert query.is_exact
-    assert query.property.clauses[0].C.tolist() == [[1, -3]]
+    assert query.prop.clauses[0].C.tolist() == [[1, -3]]
 
 
 def test_equalities_strict_and_unequal():
-    (clause,) = parse_vnnlib(declare() + BOX + "(assert (= Y_0 2))").property.clauses
+    (clause,) = parse_vnnlib(declare() + BOX + "(assert (= Y_0 2))").prop.clauses
     assert (clause.C.tolist(), clause.d.tolist()) == ([[1, 0], [-1, 0]], [-2, 2])
-    (clause,) = parse_vnnlib(declare() + BOX + "(assert (< Y_0 2))").property.clauses
+    (clause,) = parse_vnnlib(declare() + BOX + "(assert (< Y_0 2))").prop.clauses
     assert clause.strict is not None
     assert clause.strict.tolist() == [True]
-    assert len(parse_vnnlib(declare() + BOX + "(assert (!= Y_0 2))").property.clauses) == 2
-    (clause,) = parse_vnnlib(declare() + BOX + "(assert (< X_0 0.5))").property.clauses
+    assert len(parse_vnnlib(declare() + BOX + "(assert (!= Y_0 2))").prop.clauses) == 2
+    (clause,) = parse_vnnlib(declare() + BOX + "(assert (< X_0 0.5))").prop.clauses
     assert clause.upper[0] == 0.5
     assert not inside(clause, np.array([0.5, 0.0]), np.zeros(2))
 
@@ -91,7 +91,7 @@ def test_equalities_strict_and_unequal():
 )
 def test_decimals_are_rounded_outwards(number: str):
     text = f"(assert (<= X_0 {number}))(assert (>= X_1 {number}))(assert (<= Y_0 {number}))"
-    (clause,) = parse_vnnlib(declare() + text).property.clauses
+    (clause,) = parse_vnnlib(declare() + text).prop.clauses
     value = Fraction(number)
     for found, is_upper in (
         (clause.upper[0], True),
@@ -105,7 +105,7 @@ def test_decimals_are_rounded_outwards(number: str):
 def test_gzip_is_read_whatever_the_name(tmp_path: Path):
     path = tmp_path / "prop.vnnlib"
     path.write_bytes(gzip.compress((declare() + BOX).encode()))
-    assert len(read_vnnlib(path).property.clauses) == 1
+    assert len(read_vnnlib(path).prop.clauses) == 1
 
 
 @pytest.mark.parametrize(
@@ -120,13 +120,13 @@ def test_gzip_is_read_whatever_the_name(tmp_path: Path):
 )
 def test_contradictions_leave_no_clause_and_a_warning(text: str):
     query = parse_vnnlib(declare() + BOX + text)
-    assert query.property.clauses == ()
+    assert query.prop.clauses == ()
     assert "nothing can violate" in query.warnings[0]
 
 
 def test_a_touching_pair_is_no_contradiction():
     text = "(assert (<= Y_0 1)) (assert (>= Y_0 1)) (assert (<= X_0 -1))"
-    assert len(parse_vnnlib(declare() + BOX + text).property.clauses) == 1
+    assert len(parse_vnnlib(declare() + BOX + text).prop.clauses) == 1
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_version_2_networks_and_tensors():
     assert [t.offset for t in (*f.inputs, *g.inputs)] == [0, 2, 3, 5]
     assert (f.inputs[0].onnx_name, f.outputs[0].onnx_name) == ("image", "logits")
     assert (f.same_as, g.same_as) == (None, "f")
-    first, second = query.property.clauses
+    first, second = query.prop.clauses
     assert first.upper[1] == 0.5
     assert first.C.tolist() == [[0, 0, -1, 1, 0, 0]]
     assert second.lower[2] == 1
@@ -256,7 +256,7 @@ values = st.sampled_from([-1.5, -1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0, 1.5, 2.0
 )
 def test_clauses_mean_the_same_as_the_text(asserted: list[str], points: list[list[float]]):
     text = declare() + "".join(f"(assert {formula})" for formula in asserted)
-    clauses = parse_vnnlib(text).property.clauses
+    clauses = parse_vnnlib(text).prop.clauses
     closed = exact_clauses(read_exact(text))
     for point in points:
         x, y = np.array(point[:2]), np.array(point[2:])
@@ -265,7 +265,7 @@ def test_clauses_mean_the_same_as_the_text(asserted: list[str], points: list[lis
         if truth:  # strict rows are closed there: a superset
             value = {("x", 0): x[0], ("x", 1): x[1], ("y", 0): y[0], ("y", 1): y[1]}
             assert any(
-                all(sum(c * Fraction(value[v]) for v, c in row.items()) + k <= 0 for row, k in rows)
+                all(sum(c * Fraction(value[v]) for v, c in row.items()) + k <= 0 for row, k, _ in rows)
                 for rows in closed
             )
 
@@ -290,14 +290,14 @@ def test_every_property_of_the_competition_is_read(folder: str):
         query = read_vnnlib(path)
         assert time.process_time() - started < 1.0
         query.check_bounded()
-        assert query.property.clauses
+        assert query.prop.clauses
         assert query.is_exact
         if number % 10 == 0:  # two readings of the text agree at corners and random outputs
-            clause = query.property.clauses[-1]
+            clause = query.prop.clauses[-1]
             x = np.where(rng.random(query.n_inputs) < 0.5, clause.lower, clause.upper)
             x = np.clip(x.astype(np.float32).astype(float), clause.lower, clause.upper)
             for y in rng.normal(size=(3, query.n_outputs)):
-                assert any(inside(c, x, y) for c in query.property.clauses) >= holds(
+                assert any(inside(c, x, y) for c in query.prop.clauses) >= holds(
                     query.text, x, y
                 )
 

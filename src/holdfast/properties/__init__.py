@@ -1,8 +1,8 @@
 """Properties of networks: read VNN-LIB, judge and write counterexamples."""
 
+from holdfast.certificates.exact import holds
 from holdfast.properties.counterexample import format_counterexample, parse_counterexample
 from holdfast.properties.errors import PropertyError
-from holdfast.properties.exact import holds
 from holdfast.properties.record import Query
 from holdfast.properties.vnnlib import parse_vnnlib, read_vnnlib
 

@@ -41,12 +41,12 @@ class Network:
 class Query:
     """A property read from a file: is there an input (and its outputs) that violates it?
 
-    Decimals that no float64 holds are rounded so that the set of ``property`` contains the set of
+    Decimals that no float64 holds are rounded so that the set of ``prop`` contains the set of
     the text: an empty set there proves the text's set empty. A counterexample is checked against
-    the text itself, see `holdfast.properties.exact.holds`.
+    the text itself, see `holdfast.certificates.exact.holds`.
 
     Attributes:
-        property: the ways to violate it; contradictory ones are already left out.
+        prop: the ways to violate it; contradictory ones are already left out.
         n_inputs: length of the flat input vector: all declared inputs, in order.
         n_outputs: length of the flat output vector.
         networks: the declared networks; one without a name for VNN-LIB 1.0.
@@ -56,7 +56,7 @@ class Query:
         text: the source.
     """
 
-    property: Property
+    prop: Property
     n_inputs: int
     n_outputs: int
     networks: tuple[Network, ...]
@@ -70,8 +70,8 @@ class Query:
         """What a reader should be told beside the verdict."""
         found = []
         if self.n_contradictory:
-            total = self.n_contradictory + len(self.property.clauses)
-            end = "" if self.property.clauses else ": nothing can violate this property"
+            total = self.n_contradictory + len(self.prop.clauses)
+            end = "" if self.prop.clauses else ": nothing can violate this property"
             found.append(f"{self.n_contradictory} of {total} clauses contradict themselves{end}")
         if not self.is_exact:
             found.append("coefficients without an exact float64 were rounded to the nearest")
@@ -99,7 +99,7 @@ class Query:
         Raises:
             PropertyError: an input lacks a finite lower or upper bound.
         """
-        for number, clause in enumerate(self.property.clauses):
+        for number, clause in enumerate(self.prop.clauses):
             free = np.flatnonzero(~(np.isfinite(clause.lower) & np.isfinite(clause.upper)))
             if len(free):
                 raise PropertyError(

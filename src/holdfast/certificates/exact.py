@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from holdfast.properties.errors import PropertyError
+from holdfast.certificates.errors import CertificateError
 
 Variable = tuple[str, int]
 Terms = Mapping[Variable, Fraction]
 Formula = tuple[Any, ...]
 Row = tuple[Terms, Fraction]
+StrictRow = tuple[Terms, Fraction, bool]
 
 MAX_CLAUSES = 200_000
 
@@ -38,7 +39,7 @@ def read_exact(text: str) -> ExactQuery:
     """Read VNN-LIB 1.0 or 2.0 without rounding anything.
 
     Raises:
-        PropertyError: not linear, or a form this reading does not know.
+        CertificateError: not linear, or a form this reading does not know.
     """
     names: dict[str, tuple[str, int, tuple[int, ...]]] = {}
     size = {"x": 0, "y": 0}
@@ -65,25 +66,25 @@ def holds(text: str, x: Iterable[float], y: Iterable[float]) -> bool:
     """Whether inputs ``(n_inputs,)`` and outputs ``(n_outputs,)`` satisfy the text, exactly.
 
     Raises:
-        PropertyError: the lengths are not those of the text, or it cannot be read.
+        CertificateError: the lengths are not those of the text, or it cannot be read.
     """
     query = read_exact(text)
     values = {("x", i): Fraction(float(v)) for i, v in enumerate(x)}
     n_inputs = len(values)
     values |= {("y", i): Fraction(float(v)) for i, v in enumerate(y)}
     if (n_inputs, len(values) - n_inputs) != (query.n_inputs, query.n_outputs):
-        raise PropertyError(
+        raise CertificateError(
             f"the property has {query.n_inputs} inputs and {query.n_outputs} outputs, "
             f"the point has {n_inputs} and {len(values) - n_inputs}"
         )
     return all(_holds(part, values) for part in query.assertions)
 
 
-def exact_clauses(query: ExactQuery) -> list[list[Row]]:
-    """The query as a disjunction of conjunctions of rows ``<= 0``; strict rows are closed.
+def exact_clauses(query: ExactQuery) -> list[list[StrictRow]]:
+    """The query as a disjunction of conjunctions of rows ``<= 0`` (``< 0`` where strict).
 
     Raises:
-        PropertyError: more than ``MAX_CLAUSES`` conjunctions.
+        CertificateError: more than ``MAX_CLAUSES`` conjunctions.
     """
     return list(_clauses(("and", query.assertions)))
 
@@ -98,12 +99,12 @@ def _forms(text: str) -> Iterator[list[Any]]:
         elif token == ")":
             done = stack.pop()
             if not stack:
-                raise PropertyError("a ')' too many")
+                raise CertificateError("a ')' too many")
             stack[-1].append(done)
         else:
             stack[-1].append(token)
     if len(stack) != 1:
-        raise PropertyError("a ')' is missing")
+        raise CertificateError("a ')' is missing")
     yield from stack[0]
 
 
@@ -122,7 +123,7 @@ def _formula(form: Sequence[Any], names: Mapping[str, Any]) -> Formula:
         "!=": ("or", (("<", *forward), ("<", *backward))),
     }
     if head not in table and head != "==":
-        raise PropertyError(f"unknown operator {head!r}")
+        raise CertificateError(f"unknown operator {head!r}")
     return table["=" if head == "==" else head]
 
 
@@ -146,14 +147,14 @@ def _linear(form: Any, names: Mapping[str, Any]) -> Row:
         elif head == "/" and not other[0] and other[1]:
             first = _times(first, 1 / other[1])
         else:
-            raise PropertyError(f"({head} ...) is not linear")
+            raise CertificateError(f"({head} ...) is not linear")
     return first
 
 
 def _variable(token: str, names: Mapping[str, Any]) -> Variable:
     name, _, place = token.partition("[")
     if name not in names:
-        raise PropertyError(f"{token!r} is not declared")
+        raise CertificateError(f"{token!r} is not declared")
     letter, offset, shape = names[name]
     for position, index in enumerate(map(int, re.findall(r"\d+", place))):
         offset += index * _product(shape[position + 1 :])
@@ -186,12 +187,12 @@ def _holds(formula: Formula, values: Mapping[Variable, Fraction]) -> bool:
     return total < 0 or (head == "<=" and total == 0)
 
 
-def _clauses(formula: Formula) -> Iterable[list[Row]]:
+def _clauses(formula: Formula) -> Iterable[list[StrictRow]]:
     head = formula[0]
     if head == "or":
         return itertools.chain.from_iterable(map(_clauses, formula[1]))
     if head != "and":
-        return [[(formula[1], formula[2])]]
+        return [[(formula[1], formula[2], head == "<")]]
     atoms = [
         row for part in formula[1] if part[0] in ("<=", "<") for row in next(iter(_clauses(part)))
     ]
@@ -200,6 +201,6 @@ def _clauses(formula: Formula) -> Iterable[list[Row]]:
         if part[0] in ("and", "or"):
             choices = list(_clauses(part))
             if len(found) * len(choices) > MAX_CLAUSES:
-                raise PropertyError(f"more than {MAX_CLAUSES} clauses")
+                raise CertificateError(f"more than {MAX_CLAUSES} clauses")
             found = [a + b for a in found for b in choices]
     return found
