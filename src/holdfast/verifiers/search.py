@@ -11,7 +11,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph
 from holdfast.verifiers.attack import Rows
-from holdfast.verifiers.problem import Counterexample, Leaf, Property
+from holdfast.verifiers.problem import Counterexample, FloatArray, Leaf, Property
 from holdfast.verifiers.replay import Runtime, replay
 
 
@@ -40,6 +40,8 @@ class Search:
     leaves: list[Leaf] = field(default_factory=list)
     domains: int = 0
     lower: float = float("inf")
+    input_splits: bool = True
+    bounds: dict[int, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
     single: Graph = field(init=False)
     rows: Rows = field(init=False)
     rows32: Rows = field(init=False)

@@ -11,11 +11,16 @@ from torch import Tensor, nn
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.onnx_reader import read_onnx
 from holdfast.graphs.torch_capture import capture
+from holdfast.verifiers.activation_split import split_activations
 from holdfast.verifiers.attack import descend, starts
 from holdfast.verifiers.input_split import split_inputs
 from holdfast.verifiers.problem import Certificate, Counterexample, Property, Verdict
 from holdfast.verifiers.replay import Runtime, graph_runtime, onnx_runtime
 from holdfast.verifiers.search import Search
+
+
+# Networks with at most so many varying inputs are split there; halving one of more inputs gains little.
+FEW_INPUTS = 12
 
 
 def verify(
@@ -56,8 +61,11 @@ def verify(
     if isinstance(outcome, Counterexample):
         return Verdict("sat", outcome, None, seconds, search.domains)
     if outcome == "unsat":
-        proof = Certificate(tuple(search.leaves), True) if certificate else None
+        proof = Certificate(tuple(search.leaves), search.input_splits, search.bounds) if certificate else None
         return Verdict("unsat", None, proof, seconds, search.domains, search.lower)
+    if outcome == "unknown":
+        reason = "every neuron that can be split was split, and the bound still does not decide"
+        return Verdict("unknown", None, None, seconds, search.domains, search.lower, reason)
     return Verdict("timeout", None, None, seconds, search.domains, search.lower, f"no answer in {timeout_s} s")
 
 
@@ -87,11 +95,14 @@ def _decide(search: Search) -> Counterexample | str:
     if found is not None:
         return found
     for clauses in _groups(search):
-        outcome = split_inputs(search, clauses)
+        moving = search.rows.upper[clauses[0]] > search.rows.lower[clauses[0]]
+        by_input = int(moving.sum()) <= FEW_INPUTS
+        outcome = (split_inputs if by_input else split_activations)(search, clauses)
+        search.input_splits = by_input
         if isinstance(outcome, Counterexample):
             return outcome
-        if not outcome:
-            return "timeout"
+        if outcome is not True:
+            return "unknown" if outcome is None else "timeout"
     return "unsat"
 
 
