@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from holdfast.properties import PropertyError, holds, parse_vnnlib, read_vnnlib
 from holdfast.certificates.exact import exact_clauses, read_exact
+from holdfast.properties import PropertyError, holds, parse_vnnlib, read_vnnlib
 from holdfast.verifiers.problem import Clause
 
 DATA = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "vnn"
@@ -265,7 +265,10 @@ def test_clauses_mean_the_same_as_the_text(asserted: list[str], points: list[lis
         if truth:  # strict rows are closed there: a superset
             value = {("x", 0): x[0], ("x", 1): x[1], ("y", 0): y[0], ("y", 1): y[1]}
             assert any(
-                all(sum(c * Fraction(value[v]) for v, c in row.items()) + k <= 0 for row, k, _ in rows)
+                all(
+                    sum(c * Fraction(value[v]) for v, c in row.items()) + k <= 0
+                    for row, k, _ in rows
+                )
                 for rows in closed
             )
 
@@ -297,9 +300,7 @@ def test_every_property_of_the_competition_is_read(folder: str):
             x = np.where(rng.random(query.n_inputs) < 0.5, clause.lower, clause.upper)
             x = np.clip(x.astype(np.float32).astype(float), clause.lower, clause.upper)
             for y in rng.normal(size=(3, query.n_outputs)):
-                assert any(inside(c, x, y) for c in query.prop.clauses) >= holds(
-                    query.text, x, y
-                )
+                assert any(inside(c, x, y) for c in query.prop.clauses) >= holds(query.text, x, y)
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the vnn data (HOLDFAST_DATA)")

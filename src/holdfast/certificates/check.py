@@ -37,7 +37,7 @@ from holdfast.certificates.proof import INPUT, LEAF, Proof, Tree, digest, load_p
 
 Array = NDArray[np.float64]
 Cut = tuple[int, int, float, bool]
-BATCH = 128
+BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,12 +188,13 @@ class Derivation:
         bound = start(self.steps, ranges, coefficients, len(cases), 1)
         factor = gamma(weights.shape[1])
         size = weights @ np.abs(self.goal.of_outputs)
-        bound.charge(factor, size[:, None], ranges.magnitude(last))
+        bound.charge(size[:, None], factor * ranges.magnitude(last))
         if self.goal.of_inputs.any():
             bound.put(0, (weights @ self.goal.of_inputs)[:, None])
             size = weights @ np.abs(self.goal.of_inputs)
-            bound.charge(factor, size[:, None], ranges.magnitude(0))
-        bound.add_constant(0.0, weights[:, None], self.goal.constants[None])
+            bound.charge(size[:, None], factor * ranges.magnitude(0))
+        bound.add_constant(weights[:, None], self.goal.constants[None])
+        bound.charge(weights[:, None], factor * np.abs(self.goal.constants[None]))
         self.add_cuts(bound, cuts, advice.multipliers)
         with np.errstate(over="ignore", invalid="ignore"):
             found = bound.lower(lines)[:, 0]

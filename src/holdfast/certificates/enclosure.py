@@ -143,22 +143,20 @@ class LinearBound:
     constant: Array
     error: Array
 
-    def charge(self, factor: float, a: Array, magnitude: Array) -> None:
-        """Pay ``factor * |a| magnitude`` for a product that was rounded."""
-        paid = np.matmul(np.abs(a), magnitude[:, :, None])[..., 0]
-        self.error = self.error + (factor * GROW) * paid + TINY
+    def charge(self, a: Array, loss: Array) -> None:
+        """Pay ``|a| loss``; ``loss (b, n)`` is what a unit of each coefficient may lose."""
+        self.error = self.error + GROW * np.matmul(np.abs(a), loss[:, :, None])[..., 0] + TINY
 
-    def add_constant(self, factor: float, a: Array, values: Array) -> None:
-        """Add ``a @ values``, ``values`` of ``(b, n)`` being off by a relative ``factor``."""
+    def add_constant(self, a: Array, values: Array) -> None:
+        """Add ``a @ values``, ``values (b, n)``; the rounding of the products is not paid here."""
         self.constant = self.constant + np.matmul(a, values[:, :, None])[..., 0]
-        self.charge(gamma(a.shape[-1]) + factor, a, np.abs(values))
         self.error = self.error + 2 * UNIT * np.abs(self.constant)
 
     def put(self, step: int, a: Array) -> None:
         """Add coefficients on the value of a step."""
         if step in self.coefficients:
             a = self.coefficients[step] + a
-            self.charge(2 * UNIT, a, self.ranges.magnitude(step))
+            self.charge(a, 2 * UNIT * self.ranges.magnitude(step))
         self.coefficients[step] = a
 
     def lower(self, lines: Mapping[int, Lines]) -> Array:
@@ -174,9 +172,9 @@ class LinearBound:
                 case _:
                     self.through_affine(step, a)
         a = self.coefficients.pop(0)
-        positive, negative = np.maximum(a, 0.0), np.minimum(a, 0.0)
-        self.add_constant(0.0, positive, self.ranges.lower[0])
-        self.add_constant(0.0, negative, self.ranges.upper[0])
+        self.add_constant(np.maximum(a, 0.0), self.ranges.lower[0])
+        self.add_constant(np.minimum(a, 0.0), self.ranges.upper[0])
+        self.charge(a, gamma(a.shape[-1]) * self.ranges.magnitude(0))
         return down(self.constant - up(self.error * GROW))
 
     def through_affine(self, step: Step, a: Array) -> None:
@@ -184,20 +182,18 @@ class LinearBound:
         assert step.weight is not None
         assert step.bias is not None
         (source,) = step.sources
-        self.add_constant(step.relative, a, step.bias[None, :])
-        reach = _times(self.ranges.magnitude(source), abs(step.weight).T)
-        self.charge(gamma(step.weight.shape[0]) + 2 * step.relative, a, reach)
+        self.add_constant(a, step.bias[None])
+        reach = _times(self.ranges.magnitude(source), abs(step.weight).T) + np.abs(step.bias)
+        self.charge(a, (gamma(a.shape[-1]) + 2 * step.relative) * GROW * reach)
         self.put(source, _times(a, step.weight))
 
     def through_relu(self, step: Step, a: Array, lines: Lines) -> None:
         """Replace ``a max(z, 0)`` by its lower line: below for positive a, above for negative."""
         (source,) = step.sources
-        negative = np.minimum(a, 0.0)
-        self.add_constant(0.0, negative, lines.intercept)
-        slope = np.where(a > 0, lines.lower_slope, lines.upper_slope[:, None])
-        a = a * slope
-        self.charge(2 * UNIT, a, self.ranges.magnitude(source))
-        self.put(source, a)
+        self.add_constant(np.minimum(a, 0.0), lines.intercept)
+        loss = 2 * UNIT * self.ranges.magnitude(source) + gamma(a.shape[-1]) * lines.intercept
+        self.charge(a, loss * GROW)  # slopes are at most 1: |a| bounds the new coefficients too
+        self.put(source, a * np.where(a > 0, lines.lower_slope, lines.upper_slope[:, None]))
 
 
 def start(

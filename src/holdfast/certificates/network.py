@@ -10,7 +10,7 @@ square root), ``relative`` bounds its error.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,10 +147,19 @@ class _Reader:
         self, node: onnx.NodeProto, scale: Array, shift: Array, relative: float = 0.0
     ) -> None:
         """Enter ``scale * v + shift``, both of the shape of v or broadcast to it."""
-        shape = self.shapes[self.variable(node)]
+        name = self.variable(node)
+        shape, last = self.shapes[name], self.found[-1]
+        if (scale == 1).all() and last.bias is not None and not last.bias.any():
+            at = self.places[name]
+            users = [other for other in self.graph.node if name in other.input]
+            names = [other for other, place in self.places.items() if place == at]
+            if at == len(self.found) - 1 and len(users) == len(names) == 1 and not last.relative:
+                bias = np.broadcast_to(shift, shape).ravel().astype(np.float64)
+                self.found[-1] = replace(last, bias=bias)  # MatMul, then Add: still exact
+                return self.put(node, None, shape)
         scale, shift = (np.broadcast_to(v, shape).ravel() for v in (scale, shift))
         weight = sparse.csr_array(sparse.diags_array(scale))
-        self.affine(node, weight, np.array(shift, dtype=np.float64), shape, relative)
+        return self.affine(node, weight, np.array(shift, dtype=np.float64), shape, relative)
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
