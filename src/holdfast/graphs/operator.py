@@ -29,8 +29,8 @@ class Box(NamedTuple):
 
     def intersect(self, other: Box) -> Box:
         """The common part; where rounding made it empty, the two touching ends are swapped."""
-        lower = torch.maximum(self.lower, other.lower)
-        upper = torch.minimum(self.upper, other.upper)
+        lower = torch.fmax(self.lower, other.lower)
+        upper = torch.fmin(self.upper, other.upper)
         return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
 
@@ -73,6 +73,10 @@ class Operator(ABC):
         None where rounding in ``pull`` stays within a few units of ``|A'| |z|``, with ``A'`` the
         result and ``z`` the input: the node that computes ``z`` has to account for that anyway.
         """
+
+    def wobble(self, boxes: Sequence[Box], box: Box, magnitude: Tensor) -> Box:
+        """What the rounding of ``interval``'s lower and upper ends scales with, ``(n, *out)`` each."""
+        return Box(magnitude, magnitude)
 
     def is_loose(self, box: Box) -> Tensor:
         """Where tighter bounds of the input would help, a mask like ``box.lower``."""
@@ -150,6 +154,10 @@ class Activation(Operator):
     def branch_point(self, box: Box) -> Tensor:
         """Where to cut the range of the input, ``(n, *shape)``."""
         return (box.lower + box.upper) / 2
+
+    def wobble(self, boxes: Sequence[Box], box: Box, magnitude: Tensor) -> Box:
+        """Functions are computed to a few units in the last place of their value."""
+        return Box(box.lower.abs(), box.upper.abs())
 
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
         """Lower lines where the coefficient is positive, upper lines where it is negative."""

@@ -156,8 +156,8 @@ def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 
             A = torch.cat([unit, -unit], 1)
             found = _optimised_bound(graph, quick, node.index, A, state, region, low_region, steps)
             low, high = found[:, : part.shape[1]], -found[:, part.shape[1] :]
-            lower = lower.scatter(1, part, torch.maximum(low, lower.gather(1, part)))
-            upper = upper.scatter(1, part, torch.minimum(high, upper.gather(1, part)))
+            lower = lower.scatter(1, part, torch.fmax(lower.gather(1, part), low))
+            upper = upper.scatter(1, part, torch.fmin(upper.gather(1, part), high))
         shape = box.lower.shape
         boxes[node.index] = Box(torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape))
     return replace_boxes(graph, state, boxes)

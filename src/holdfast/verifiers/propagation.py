@@ -55,14 +55,16 @@ def propagate(
 def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: bool) -> Box:
     boxes = [state.boxes[i] for i in node.inputs] if node.inputs else [region.hull()]
     box = node.op.interval(*boxes)
-    if not rounding:
-        return box
-    magnitude = node.op.magnitude(*boxes)
-    state.magnitudes.append(None if magnitude is None else magnitude.flatten(1).amax(1, keepdim=True))
-    if magnitude is None or not node.op.rounds or not node.inputs:
-        return box
-    slack = 2 * gamma(graph, box.lower.dtype) * magnitude
-    return Box(box.lower - slack, box.upper + slack)
+    if rounding:
+        magnitude = node.op.magnitude(*boxes)
+        largest = None if magnitude is None else magnitude.flatten(1).amax(1, keepdim=True)
+        state.magnitudes.append(largest)
+        if magnitude is not None and node.op.rounds and node.inputs:
+            low, high = node.op.wobble(boxes, box, magnitude)
+            unit = 2 * gamma(graph, box.lower.dtype)
+            box = Box(box.lower - unit * low, box.upper + unit * high)
+    # Overflow leaves no number; nothing is known then, and nothing may be concluded.
+    return Box(box.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf), box.upper.nan_to_num(torch.inf, torch.inf, -torch.inf))
 
 
 def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
@@ -107,7 +109,7 @@ def _refine(
         unit = torch.zeros(len(part), part.shape[1], node.size, dtype=lower.dtype, device=lower.device)
         unit = unit.scatter(2, part.unsqueeze(2), 1.0).reshape(*part.shape, *node.shape)
         low, high = two_sided(graph, node.index, unit, state, region, rounding)
-        lower = lower.scatter(1, part, torch.maximum(low, lower.gather(1, part)))
-        upper = upper.scatter(1, part, torch.minimum(high, upper.gather(1, part)))
+        lower = lower.scatter(1, part, torch.fmax(lower.gather(1, part), low))
+        upper = upper.scatter(1, part, torch.fmin(upper.gather(1, part), high))
     shape = box.lower.shape
     return Box(torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape))

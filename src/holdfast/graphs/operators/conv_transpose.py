@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.graphs.builder import Call, Ref, onnx
+from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operator import Affine, Box, Pulled
 
 _FORWARD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -95,4 +95,22 @@ def onnx_conv_transpose(call: Call) -> Ref:
         call, call.ref(), weight, bias, tuple(call.ints(9, "strides", ones)), tuple(pads[:rank]),
         tuple(call.ints(9, "dilations", ones)), tuple(call.ints(9, "output_padding", [0] * rank)),
         int(call.attributes.get("group", 1)),
+    )
+
+
+@aten("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def aten_conv_transpose(call: Call) -> Ref:
+    """ATen's arguments: weight, bias, stride, padding, output padding, groups, dilation."""
+    weight = call.constant(1)
+    assert weight is not None
+    bias = call.constant(2) if len(call.args) > 2 else None
+    rank = weight.dim() - 2
+
+    def full(position: int, name: str, default: int) -> tuple[int, ...]:
+        values = call.ints(position, name, [default])
+        return tuple(values * rank if len(values) == 1 else values)
+
+    return transposed(
+        call, call.ref(), weight, bias, full(3, "stride", 1), full(4, "padding", 0),
+        full(7, "dilation", 1), full(5, "output_padding", 0), int(call.get(6, "groups", 1)),
     )

@@ -27,6 +27,10 @@ class Sum(Affine):
         """``(n, *in) -> (n, *in with ones)``."""
         return xs[0].sum([a + 1 for a in self.axes], keepdim=True)
 
+    def wobble(self, boxes: Sequence[Box], box: Box, magnitude: Tensor) -> Box:
+        """Each end is a sum of ends of the same side."""
+        return Box(self.run(boxes[0].lower.abs()), self.run(boxes[0].upper.abs()))
+
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
         """The same coefficient for every summand."""
         return Pulled((A.expand(*A.shape[:2], *boxes[0].lower.shape[1:]),), None)
