@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import itertools
 import tempfile
 import time
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _common import data_folder, write
 from onnx import TensorProto, helper, numpy_helper, save
 
-from _common import data_folder, images, write
 from holdfast.certificates import CertificateError, check, save_proof
 from holdfast.certificates.emit import build_proof
 from holdfast.graphs.onnx_reader import read_onnx
@@ -60,18 +61,19 @@ def competition(name: str) -> Iterator[tuple[Path, Path]]:
 
 
 def mnist(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The network as ONNX and, for each test image, that another class reaches its label's logit."""
+    """The network as ONNX, and for each test image that another class reaches its logit."""
     network = folder / "mnist.onnx"
-    state = torch.load(
-        data_folder() / "models" / "convex_adversarial" / "mnist.pth", weights_only=True
-    )
+    weights = data_folder() / "models" / "convex_adversarial" / "mnist.pth"
+    state = torch.load(weights, weights_only=True, map_location="cpu")
     state = state["state_dict"][0] if "state_dict" in state else state
     write_network(network, [v.numpy() for v in state.values()])
-    x, y = images("mnist", 10_000)
-    for number, (image, label) in enumerate(zip(x.numpy(), y.tolist(), strict=True)):
+    source = data_folder() / "mnist"
+    pixels = gzip.decompress((source / "t10k-images-idx3-ubyte.gz").read_bytes())[16:]
+    labels = gzip.decompress((source / "t10k-labels-idx1-ubyte.gz").read_bytes())[8:]
+    x = np.frombuffer(pixels, np.uint8).reshape(-1, 784).astype(np.float32) / np.float32(255)
+    for number, (image, label) in enumerate(zip(x.astype(np.float64), labels, strict=True)):
         path = folder / f"{number}.vnnlib"
-        lower = np.clip(image.ravel().astype(np.float64) - EPS, 0, 1)
-        upper = np.clip(image.ravel().astype(np.float64) + EPS, 0, 1)
+        lower, upper = np.clip(image - EPS, 0, 1), np.clip(image + EPS, 0, 1)
         lines = [f"(declare-const X_{i} Real)" for i in range(784)]
         lines += [f"(declare-const Y_{i} Real)" for i in range(10)]
         for i, (low, high) in enumerate(zip(lower.tolist(), upper.tolist(), strict=True)):

@@ -3,9 +3,9 @@
     python benchmarks/verify_vnn.py acasxu rl_benchmarks --timeout 116
     python benchmarks/verify_vnn.py mnist_fc --every 5 --no-attack
 
-A verdict is wrong when it says ``unsat`` where a counterexample was replayed (or ours is), or ``sat``
-where tools agree on ``unsat``; a ``sat`` of ours counts only with its own replay through
-onnxruntime inside the exact text of the property.
+A verdict is wrong when it says ``unsat`` where a counterexample was replayed, or ``sat`` where tools
+agree on ``unsat``; a ``sat`` of ours counts only with its own replay through onnxruntime inside
+the exact text of the property.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-
 from _common import data_folder, write
+
 from holdfast.certificates.exact import holds
 from holdfast.properties import parse_counterexample, read_vnnlib
 from holdfast.properties.instances import Outcome, read_instances, run_instances
