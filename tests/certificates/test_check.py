@@ -550,3 +550,15 @@ def test_a_multiplier_makes_the_bound_of_a_cut_exact(
     (bound,) = Derivation(steps, goals(text)[0]).bounds([Case(0, (case,))], advice)
     assert bound <= expected
     assert bound == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_bound_of_a_case_does_not_depend_on_its_neighbours(made: dict):
+    network, prop, proof = made["input"]
+    tree, (goal, _) = proof.trees[0], goals(prop.read_text())
+    listed = list(cases(tree))
+    derivation = Derivation(read_network(network), goal)
+    together = derivation.bounds(listed, Advice(tree.weights, np.zeros(0), {}))
+    for number in range(0, len(listed), 7):
+        advice = Advice(tree.weights[number : number + 1], np.zeros(0), {})
+        (alone,) = derivation.bounds(listed[number : number + 1], advice)
+        assert alone == pytest.approx(together[number], abs=1e-12)

@@ -239,9 +239,14 @@ def tighten(
     at: int,
     slopes: Mapping[int, Array],
 ) -> None:
-    """Improve the range of step ``at`` by linear bounds of its neurons of unknown sign."""
+    """Improve the range of step ``at`` by linear bounds of its neurons of unknown sign.
+
+    The others keep their intervals, even where a neighbour in the batch needs the bound: the
+    derivation of a leaf depends on nothing but the leaf.
+    """
     lower, upper = ranges.lower[at].copy(), ranges.upper[at].copy()
-    unknown = np.flatnonzero(((lower < 0) & (upper > 0)).any(axis=0))
+    is_unknown = (lower < 0) & (upper > 0)
+    unknown = np.flatnonzero(is_unknown.any(axis=0))
     if not lines:
         return  # nothing but affine steps before: the intervals are as good
     batch, size = lower.shape
@@ -258,6 +263,9 @@ def tighten(
             rows = np.concatenate([given[part], given[size + part]])[None]
             chosen[relu] = relu_lines(ranges.lower[source], ranges.upper[source], rows)
         found = start(steps, ranges, {at: unit}, batch, 2 * half).lower(chosen)
-        lower[:, part] = np.maximum(lower[:, part], found[:, :half])
-        upper[:, part] = np.minimum(upper[:, part], -found[:, half:])
+        mine = is_unknown[:, part]
+        lower[:, part] = np.where(mine, np.maximum(lower[:, part], found[:, :half]), lower[:, part])
+        upper[:, part] = np.where(
+            mine, np.minimum(upper[:, part], -found[:, half:]), upper[:, part]
+        )
     ranges.lower[at], ranges.upper[at] = lower, upper

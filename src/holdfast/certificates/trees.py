@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 
 MAX_CUT_INPUTS = 64
 """Boxes of more inputs are not cut: the number of parts would explode."""
+MARGIN = 1e-12
+"""Least bound of a leaf, so that sums in another order cannot turn its sign."""
 MAX_TRIED = 32
 """Neurons tried for a cut."""
 
@@ -95,7 +97,7 @@ def complete(root: Branch, derivation: Derivation, max_leaves: int = 1_000_000) 
     while pending:
         batch, pending = pending[:BATCH], pending[BATCH:]
         for leaf, value in zip(batch, values(batch, derivation).tolist(), strict=True):
-            if value > 0:
+            if value > MARGIN:
                 continue
             n_leaves, n_cuts = n_leaves + 1, n_cuts + 1
             if n_leaves > max_leaves:
@@ -112,11 +114,11 @@ def values(leaves: Sequence[Branch], derivation: Derivation) -> Array:
     slopes = {k: np.stack([leaf.slopes[k] for leaf in leaves]) for k in layers}
     weights = np.stack([leaf.weights for leaf in leaves])
     best = derivation.bounds(cases, Advice(weights, multipliers, slopes))
-    if not (best > 0).all() and weights.shape[1] > 1:
+    if not (best > MARGIN).all() and weights.shape[1] > 1:
         for row in np.eye(weights.shape[1]):
             alone = np.broadcast_to(row, weights.shape)
             found = derivation.bounds(cases, Advice(alone, multipliers, slopes))
-            for number in np.flatnonzero((best <= 0) & (found > best)).tolist():
+            for number in np.flatnonzero((best <= MARGIN) & (found > best)).tolist():
                 best[number], leaves[number].weights = found[number], row
     return best
 
