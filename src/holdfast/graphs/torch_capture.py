@@ -32,13 +32,29 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # export warns of its own internals
             program = torch.export.export(module, (example[:1].detach(),), strict=False)
-            program = program.run_decompositions({})
+            if not _is_readable(program):
+                program = program.run_decompositions({})
     except Exception as error:
         raise GraphError(f"torch.export cannot capture {type(module).__name__}: {error}") from error
     finally:
         for m in was_training:
             m.training = True
     return simplify(_read(program, example.shape[1:]), rounding=fold)
+
+
+def _is_readable(program: torch.export.ExportedProgram) -> bool:
+    """Whether every operator is known and none writes to its arguments.
+
+    Then decomposing, which also removes writes, and takes most of the time, can be left out.
+    """
+    targets = [n.target for n in program.graph.nodes if n.op == "call_function"]
+    schemas = [t._schema for t in targets if hasattr(t, "_schema")]  # type: ignore[union-attr]
+    names = {s.name.split("::")[-1] for s in schemas}
+    return not any(s.is_mutable for s in schemas) and names <= known("aten").keys() | _CREATORS
+
+
+# Operators without tensor arguments, evaluated as they are.
+_CREATORS = {"arange", "full", "zeros", "ones", "scalar_tensor", "sym_size", "eye"}
 
 
 def _read(program: torch.export.ExportedProgram, shape: torch.Size) -> Graph:

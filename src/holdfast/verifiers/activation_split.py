@@ -81,10 +81,13 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
         A counterexample, True when all clauses are proven, False without time, None when no cut is left.
     """
     root, open_clauses = _root(search, clauses, None)
-    if open_clauses and not search.is_over():
+    # Certificates rest on the default rule for bounds, which their checker can follow by itself.
+    if open_clauses and not search.keep_leaves and not search.is_over():
         with torch.no_grad():
             state = sharpen(search.graph, root.region, root.state, SHARPEN_STEPS)
         root, open_clauses = _root(search, torch.tensor(open_clauses), state)
+    if search.keep_leaves:
+        search.bounds.update(_read_bounds(search.graph, root.state))
     pool: list[tuple[float, int, _Domain]] = []
     counter = itertools.count()
     batch = _batch_size(search.graph)
@@ -111,6 +114,15 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
         is_root = False
         search.lower = min([d.value for _, _, d in pool], default=search.lower)
     return None if stuck else True
+
+
+def _read_bounds(graph: Graph, state: State) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Flat bounds of every node that a non-linear node reads."""
+    nodes = sorted({i for n in graph.nodes if not n.op.is_affine for i in n.inputs})
+    return {
+        i: (state.boxes[i].lower[0].flatten().numpy(), state.boxes[i].upper[0].flatten().numpy())
+        for i in nodes
+    }
 
 
 def _batch_size(graph: Graph) -> int:

@@ -124,12 +124,15 @@ class BallRegion:
         gain, eps = flat.abs(), self.eps.reshape(-1, 1)
         if self.norm == "l0":
             values = (gain * room).sort(2, descending=True).values
-            picked = torch.arange(values.shape[2], device=A.device) < eps.unsqueeze(2)
+            picked = torch.arange(1, values.shape[2] + 1, device=A.device) <= eps.unsqueeze(2)
             return (values * picked).sum(2)
         if self.norm == "l1":
-            price = _l1_price(gain.detach(), room, eps)
-            # Any price >= 0 bounds the gain from above, so rounding of the price does no harm.
-            return ((gain - price.unsqueeze(2)).clamp(min=0) * room).sum(2) + price * eps
+            price = _l1_price(gain.detach(), room.detach(), eps.detach())
+            # Any price >= 0 bounds the gain from above, so rounding of the price does no harm ...
+            dual = ((gain - price.unsqueeze(2)).clamp(min=0) * room).sum(2) + price * eps
+            # ... while gradients come from the maximiser, where the dual has kinks.
+            primal = (gain * _l1_step(gain, room, eps.unsqueeze(2))).sum(2)
+            return dual.detach() + (primal - primal.detach())
         return _l2_gain(gain, room, eps)
 
     def _room(self, A: Tensor) -> Tensor:
@@ -138,11 +141,20 @@ class BallRegion:
         return torch.where(A > 0, down, up)
 
     def argmin(self, A: Tensor) -> Tensor:
-        """The centre moved by the gradient of the gain."""
-        with torch.enable_grad():
-            B = A.detach().requires_grad_()
-            (step,) = torch.autograd.grad(self._gain(B).sum(), B)
-        return self.centre.unsqueeze(1) - step
+        """The centre moved by the maximiser of the gain."""
+        flat, room = A.detach().flatten(2), self._room(A).flatten(2)
+        gain, eps = flat.abs(), self.eps.reshape(-1, 1, 1)
+        order = (gain * room if self.norm == "l0" else gain).argsort(2, descending=True)
+        room = room.expand_as(gain)
+        sorted_room = room.gather(2, order)
+        if self.norm == "l2":
+            step = _l2_step(gain, room, eps.squeeze(2))[1]
+        elif self.norm == "l1":
+            step = _l1_step(gain, room, eps)
+        else:
+            rank = torch.arange(1, gain.shape[2] + 1, device=A.device)
+            step = torch.zeros_like(gain).scatter(2, order, torch.where(rank <= eps, sorted_room, 0.0))
+        return self.centre.unsqueeze(1) - (flat.sign() * step).reshape(A.shape)
 
     def rows(self, index: Tensor | slice) -> BallRegion:
         """The samples at ``index``."""
@@ -166,12 +178,17 @@ def _l1_price(gain: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     return torch.where(full.any(2), price, torch.zeros_like(price))
 
 
-def _l2_gain(gain: Tensor, room: Tensor, eps: Tensor) -> Tensor:
-    """Lagrange dual in the multiplier ``m`` of ``(||d||^2 - eps^2) / 2``; any ``m > 0`` is sound.
+def _l1_step(gain: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """The fractional knapsack's solution: elements are filled in the order of their gain."""
+    order = gain.argsort(2, descending=True)
+    sorted_room = room.expand_as(gain).gather(2, order)
+    spent = sorted_room.cumsum(2) - sorted_room
+    filled = torch.minimum(sorted_room, (eps - spent).clamp(min=0))
+    return torch.zeros_like(gain).scatter(2, order, filled)
 
-    ``min_m max_{0 <= d <= room} g d - m (d^2 - eps^2) / 2``, solved by bisection on ``m``: the
-    inner maximiser is ``d = min(g / m, room)``.
-    """
+
+def _l2_step(gain: Tensor, room: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+    """The multiplier ``m`` and the maximiser ``d = min(gain / m, room)`` of ``_l2_gain``'s dual."""
     g, tiny = gain.detach(), torch.finfo(gain.dtype).tiny
     high = g.norm(dim=2).clamp(min=tiny) / eps.clamp(min=tiny)  # without the box the optimum
     low = torch.zeros_like(high)
@@ -181,11 +198,18 @@ def _l2_gain(gain: Tensor, room: Tensor, eps: Tensor) -> Tensor:
         inside = (d * d).sum(2) <= eps * eps
         high, low = torch.where(inside, middle, high), torch.where(inside, low, middle)
     m = high.clamp(min=tiny)
-    d = torch.minimum(g / m.unsqueeze(2), room)
-    # The maximiser is held fixed for gradients (envelope theorem).
+    return m, torch.minimum(g / m.unsqueeze(2), room).detach()
+
+
+def _l2_gain(gain: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """Lagrange dual in the multiplier ``m`` of ``(||d||^2 - eps^2) / 2``; any ``m > 0`` is sound.
+
+    ``min_m max_{0 <= d <= room} g d - m (d^2 - eps^2) / 2``, solved by bisection on ``m``. The
+    maximiser is held fixed for gradients (envelope theorem).
+    """
+    m, d = _l2_step(gain, room, eps)
     value = (gain * d).sum(2) - m / 2 * ((d * d).sum(2) - eps * eps)
-    ball = gain.norm(dim=2) * eps
-    return torch.minimum(value, ball)
+    return torch.minimum(value, gain.norm(dim=2) * eps)
 
 
 def threat_region(

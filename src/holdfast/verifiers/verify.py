@@ -63,9 +63,6 @@ def verify(
     if outcome == "unsat":
         proof = Certificate(tuple(search.leaves), search.input_splits, search.bounds) if certificate else None
         return Verdict("unsat", None, proof, seconds, search.domains, search.lower)
-    if outcome == "unknown":
-        reason = "every neuron that can be split was split, and the bound still does not decide"
-        return Verdict("unknown", None, None, seconds, search.domains, search.lower, reason)
     return Verdict("timeout", None, None, seconds, search.domains, search.lower, f"no answer in {timeout_s} s")
 
 
@@ -97,12 +94,17 @@ def _decide(search: Search) -> Counterexample | str:
     for clauses in _groups(search):
         moving = search.rows.upper[clauses[0]] > search.rows.lower[clauses[0]]
         by_input = int(moving.sum()) <= FEW_INPUTS
-        outcome = (split_inputs if by_input else split_activations)(search, clauses)
         search.input_splits = by_input
+        outcome = split_inputs(search, clauses) if by_input else split_activations(search, clauses)
+        if outcome is None:
+            # Nothing is left to split inside the network; halving the input box always goes on.
+            search.leaves.clear()
+            search.input_splits = True
+            outcome = split_inputs(search, clauses)
         if isinstance(outcome, Counterexample):
             return outcome
-        if outcome is not True:
-            return "unknown" if outcome is None else "timeout"
+        if not outcome:
+            return "timeout"
     return "unsat"
 
 

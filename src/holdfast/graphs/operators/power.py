@@ -10,8 +10,7 @@ from torch import Tensor
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.curves import Curve
-from holdfast.graphs.errors import GraphError
-from holdfast.graphs.operator import Box
+from holdfast.graphs.operator import Box, Lines
 from holdfast.graphs.operators.scale import scale
 
 
@@ -63,18 +62,26 @@ class Exp(Curve):
 
 
 class _Positive(Curve):
-    """A curve that is defined for positive arguments only."""
+    """A curve that is defined for positive arguments only; nothing is known where they reach zero."""
 
     def interval(self, *boxes: Box) -> Box:
-        """Refuses boxes that reach zero."""
-        least = float(boxes[0].lower.min()) if boxes[0].lower.numel() else 1.0
-        if least <= 0:
-            raise GraphError(
-                f"{type(self).__name__} needs arguments > 0, but they reach {least:.3g} within the "
-                "input set; make the input set smaller or add a positive constant"
-            )
-        ends = self.run(boxes[0].lower), self.run(boxes[0].upper)
-        return Box(torch.minimum(*ends), torch.maximum(*ends))
+        """Monotone; unbounded where the argument may be zero or negative."""
+        lower, upper = boxes[0]
+        ends = self.run(lower), self.run(upper)
+        known = lower > 0
+        return Box(
+            torch.where(known, torch.minimum(*ends), -torch.inf),
+            torch.where(known, torch.maximum(*ends), torch.inf),
+        )
+
+    def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
+        """As for any curve; no number where the argument may be zero, so that nothing follows."""
+        lines = super().relax(lower, upper, parameters)
+        assert lines.lower_intercept is not None and lines.upper_intercept is not None
+        low, high = (
+            torch.where(lower > 0, c, torch.nan) for c in (lines.lower_intercept, lines.upper_intercept)
+        )
+        return Lines(lines.lower_slope, low, lines.upper_slope, high)
 
 
 @final
