@@ -16,6 +16,8 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from holdfast.graphs.window import Window
+
 
 class Box(NamedTuple):
     """Elementwise bounds ``lower <= z <= upper``, each ``(n, *shape)``."""
@@ -81,6 +83,13 @@ class Operator(ABC):
     def is_loose(self, box: Box) -> Tensor:
         """Where tighter bounds of the input would help, a mask like ``box.lower``."""
         return box.upper > box.lower
+
+    def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
+        """``pull`` for windowed coefficients: those of the single input and constants ``(r, k)``.
+
+        None where the operator does not keep windows.
+        """
+        return None
 
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Self:
         """The operator with its floating-point weights in another precision or place."""
@@ -174,6 +183,15 @@ class Activation(Operator):
             term = dot(A, lines.upper_intercept) - dot(positive, lines.upper_intercept)
             constant = term if constant is None else constant + term
         return Pulled((coefficients,), constant)
+
+    def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
+        """Elementwise: each row is a sample of its own with the boxes of its window."""
+        box = Box(window.gather(boxes[0].lower), window.gather(boxes[0].upper))
+        pulled = self.pull(window.A, [box])
+        constant = pulled.constant
+        if constant is None:
+            constant = window.A.new_zeros(window.A.shape[:2])
+        return window._replace(A=pulled.coefficients[0]), constant
 
     def magnitude(self, *boxes: Box) -> Tensor | None:
         """Values, slopes times inputs and intercepts together."""

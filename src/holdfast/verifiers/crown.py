@@ -19,6 +19,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
+from holdfast.graphs.window import Window
 from holdfast.verifiers.regions import Region
 
 
@@ -145,3 +146,51 @@ def two_sided(
     bound = pull_back(graph, start, A, state, rounding=rounding, mirrored=True)
     value = region.minimum(bound.A) + bound.constant
     return value[:, :k], -value[:, k:]
+
+
+def windowed(
+    graph: Graph, start: int, pairs: Tensor, state: State, region: Region, rounding: bool = True
+) -> tuple[Tensor, Tensor] | None:
+    """Bounds of single elements of a feature map, by coefficients kept in windows.
+
+    Args:
+        graph: The network.
+        start: Node whose elements are bounded, of shape ``(channels, *spatial)``.
+        pairs: Sample and flat position of every element ``(r, 2)``.
+        state: Boxes of the nodes before ``start``.
+        region: Inputs.
+        rounding: Subtract the bound of rounding errors.
+
+    Returns:
+        Lower and upper bounds ``(r,)``; None where windows are not kept or would outgrow the map.
+    """
+    node, r = graph.nodes[start], len(pairs)
+    if len(node.shape) < 2:
+        return None
+    place = torch.unravel_index(pairs[:, 1], node.shape)
+    box = state.boxes[start].lower
+    A = box.new_zeros(r, 1, node.shape[0], *[1] * (len(node.shape) - 1))
+    A[torch.arange(r), 0, place[0]] = 1.0
+    window = Window(A, torch.stack(place[1:], 1), pairs[:, 0])
+    constant, error = A.new_zeros(r, 1), A.new_zeros(r, 1)
+    unit, mirrored = 2 * gamma(graph, A.dtype), True
+    while True:
+        if mirrored and (node.index == 0 or not node.op.is_affine):
+            window, mirrored = window._replace(A=torch.cat([window.A, -window.A], 1)), False
+            constant = torch.cat([constant, -constant], 1)
+        magnitude = state.magnitudes[node.index] if rounding else None
+        if magnitude is not None:
+            norm = torch.linalg.vector_norm(window.A.flatten(2), 1, 2)
+            error = error + unit * magnitude[window.sample] * norm
+        if node.index == 0:
+            break
+        if len(node.inputs) != 1:
+            return None
+        pulled = node.op.pull_window(window, [state.boxes[node.inputs[0]]])
+        if pulled is None:
+            return None
+        window, constant, node = pulled[0], constant + pulled[1], graph.nodes[node.inputs[0]]
+        if window.A[0, 0].numel() > node.size:
+            return None
+    value = region.windows(window).minimum(window.A) + constant - error
+    return value[:, 0], -value[:, 1]

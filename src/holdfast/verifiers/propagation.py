@@ -15,7 +15,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Box
-from holdfast.verifiers.crown import State, gamma, two_sided
+from holdfast.verifiers.crown import State, gamma, two_sided, windowed
 from holdfast.verifiers.regions import Region
 
 Method = Literal["interval", "crown"]
@@ -67,6 +67,24 @@ def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: 
     return Box(box.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf), box.upper.nan_to_num(torch.inf, torch.inf, -torch.inf))
 
 
+def _windowed(
+    graph: Graph, node: Node, state: State, region: Region, pairs: Tensor, rounding: bool
+) -> Box | None:
+    """The node's box with the elements of ``pairs`` bounded through windows, where that is possible."""
+    first = windowed(graph, node.index, pairs[:1], state, region, rounding)
+    if first is None:
+        return None
+    widest = max(n.shape[0] for n in graph.nodes[: node.index + 1])
+    step = max(1, CHUNK // (64 * widest))
+    parts = [windowed(graph, node.index, p, state, region, rounding) for p in pairs.split(step)]
+    low, high = (torch.cat([p[side] for p in parts if p is not None]) for side in (0, 1))
+    box, at = state.boxes[node.index], (pairs[:, 0], pairs[:, 1])
+    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower = lower.index_put(at, torch.fmax(lower[at], low)).reshape(box.lower.shape)
+    upper = upper.index_put(at, torch.fmin(upper[at], high)).reshape(box.upper.shape)
+    return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
 def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
     """For every node, its non-linear readers, or nothing where intervals are exact already."""
     readers = graph.readers()
@@ -101,6 +119,11 @@ def _refine(
 ) -> Box:
     """The node's box with the loose elements bounded backward."""
     box = state.boxes[node.index]
+    pairs = loose.nonzero()
+    if len(pairs) and len(node.shape) > 1:
+        found = _windowed(graph, node, state, region, pairs, rounding)
+        if found is not None:
+            return found
     index = padded_index(loose)
     widest = max(n.size for n in graph.nodes[: node.index + 1])
     step = max(1, CHUNK // (2 * len(index) * widest))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.operator import Box, dot
+from holdfast.graphs.window import Window
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 
@@ -39,6 +40,10 @@ class Region(Protocol):
 
     def rows(self, index: Tensor | slice) -> Self:
         """The samples at ``index``."""
+        ...
+
+    def windows(self, window: Window) -> Self:
+        """The part of the region in each window, as a region of its own."""
         ...
 
     def to(self, dtype: torch.dtype) -> Self:
@@ -75,6 +80,10 @@ class BoxRegion:
     def rows(self, index: Tensor | slice) -> BoxRegion:
         """The samples at ``index``."""
         return BoxRegion(self.lower[index], self.upper[index])
+
+    def windows(self, window: Window) -> BoxRegion:
+        """The part of the box in each window."""
+        return BoxRegion(window.gather(self.lower), window.gather(self.upper))
 
     def to(self, dtype: torch.dtype) -> BoxRegion:
         """The box in another precision, rounded to nearest."""
@@ -161,6 +170,11 @@ class BallRegion:
         return BallRegion(
             self.centre[index], self.eps[index], self.norm, self.lower[index], self.upper[index]
         )
+
+    def windows(self, window: Window) -> BallRegion:
+        """The ball seen through each window: elements outside have coefficient zero."""
+        parts = [window.gather(t) for t in (self.centre, self.lower, self.upper)]
+        return BallRegion(parts[0], self.eps[window.sample], self.norm, parts[1], parts[2])
 
     def to(self, dtype: torch.dtype) -> BallRegion:
         """The ball in another precision."""

@@ -14,6 +14,7 @@ from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operator import Affine, Box, Pulled
 from holdfast.graphs.operators.conv_transpose import transposed
 from holdfast.graphs.operators.movement import padded
+from holdfast.graphs.window import Window
 
 _FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _BACKWARD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -66,6 +67,22 @@ class Conv(Affine):
             flat, self.weight, None, self.stride, self.padding, extra, self.groups, self.dilation
         )
         return Pulled((pulled.reshape(*A.shape[:2], *shape),), A.flatten(3).sum(3) @ self.bias)
+
+
+    def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
+        """Transposed convolution of the windows alone; what falls on padding is dropped."""
+        zeros, no_extra = (0,) * len(self.stride), (0,) * len(self.stride)
+        backward = _BACKWARD[len(self.stride)]
+        A = backward(
+            window.A.flatten(0, 1), self.weight, None, self.stride, zeros, no_extra, self.groups,
+            self.dilation,
+        )
+        A = A.reshape(*window.A.shape[:2], *A.shape[1:])
+        stride, padding = (window.origin.new_tensor(v) for v in (self.stride, self.padding))
+        pulled = Window(A, window.origin * stride - padding, window.sample)
+        _, inside = pulled.positions(boxes[0].lower.shape[2:])
+        constant = window.A.flatten(3).sum(3) @ self.bias
+        return pulled._replace(A=A * inside[:, None, None]), constant
 
 
 @onnx("Conv")

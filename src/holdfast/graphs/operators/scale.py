@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.operator import Affine, Box, Pulled, dot
+from holdfast.graphs.window import Window
 
 if TYPE_CHECKING:
     from holdfast.graphs.builder import Call, Ref
@@ -43,6 +44,15 @@ class Scale(Affine):
         if bool(self.offset.any()):
             constant = dot(A, self.offset.expand(1, 1, *A.shape[2:]))
         return Pulled((A * self.factor,), constant)
+
+
+    def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
+        """Scaled coefficients; constants are read where the windows are."""
+        shape = boxes[0].lower.shape[1:]
+        first = window._replace(sample=torch.zeros_like(window.sample))
+        factor, offset = (first.gather(c.expand(1, *shape)) for c in (self.factor, self.offset))
+        scaled = window._replace(A=window.A * factor.unsqueeze(1))
+        return scaled, dot(window.A, offset.unsqueeze(1))
 
 
 def scale(call: Call, ref: Ref, factor: Tensor | float, offset: Tensor | float) -> Ref:
