@@ -3,9 +3,9 @@
     python benchmarks/verify_vnn.py acasxu rl_benchmarks --timeout 116
     python benchmarks/verify_vnn.py mnist_fc --every 5 --no-attack
 
-A verdict is wrong when it says ``unsat`` where a counterexample was replayed, or ``sat`` where tools
-agree on ``unsat``; a ``sat`` of ours counts only with its own replay through onnxruntime inside
-the exact text of the property.
+A verdict is wrong when it says ``unsat`` where a counterexample was replayed, or ``sat`` where
+tools agree on ``unsat``; a ``sat`` of ours counts only with its own replay through onnxruntime
+inside the text of the property, without tolerance.
 """
 
 from __future__ import annotations

@@ -552,13 +552,16 @@ def test_a_multiplier_makes_the_bound_of_a_cut_exact(
     assert bound == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_bound_of_a_case_does_not_depend_on_its_neighbours(made: dict):
-    network, prop, proof = made["input"]
-    tree, (goal, _) = proof.trees[0], goals(prop.read_text())
-    listed = list(cases(tree))
-    derivation = Derivation(read_network(network), goal)
-    together = derivation.bounds(listed, Advice(tree.weights, np.zeros(0), {}))
-    for number in range(0, len(listed), 7):
-        advice = Advice(tree.weights[number : number + 1], np.zeros(0), {})
-        (alone,) = derivation.bounds(listed[number : number + 1], advice)
-        assert alone == pytest.approx(together[number], abs=1e-12)
+def test_the_bound_of_a_case_does_not_depend_on_its_neighbours(tmp_path: Path):
+    steps = read_network(mlp(tmp_path / "n.onnx", (3, 30, 30, 30, 30, 30, 2), 0))
+    text = box_property(tmp_path / "p.vnnlib", LOW, HIGH, "(assert (<= Y_0 Y_1))").read_text()
+    derivation = Derivation(steps, goals(text)[0])
+    listed = []
+    for number, corner in enumerate(np.random.default_rng(0).uniform(-1, 0.7, (40, 3)).tolist()):
+        cuts = [(INPUT, k, low, True) for k, low in enumerate(corner)]
+        cuts += [(INPUT, k, low + 0.3, False) for k, low in enumerate(corner)]
+        listed.append(Case(number, tuple(cuts)))
+    together = derivation.bounds(listed, Advice(np.ones((40, 1)), np.zeros(0), {}))
+    for number, case in enumerate(listed):
+        (alone,) = derivation.bounds([case], Advice(np.ones((1, 1)), np.zeros(0), {}))
+        assert alone == pytest.approx(together[number], abs=1e-9)

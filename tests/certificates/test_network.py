@@ -47,31 +47,93 @@ def weights(*shapes: tuple[int, ...]) -> list[np.ndarray]:
 
 IMAGE = (1, 4, 7, 6)
 CASES = {
-    "conv": ([node("Conv", ["x", "w", "b"], ["y"], pads=[1, 0, 2, 1], strides=[2, 1])],
-             {"w": (6, 4, 3, 2), "b": (6,)}, IMAGE),
-    "conv grouped and dilated": ([node("Conv", ["x", "w"], ["y"], group=2, dilations=[2, 1])],
-                                 {"w": (6, 2, 3, 3)}, IMAGE),
-    "conv of one dimension": ([node("Conv", ["x", "w"], ["y"], strides=[2])], {"w": (3, 2, 3)}, (1, 2, 9)),
-    "average pool": ([node("AveragePool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2],
-                           pads=[1, 0, 1, 0])], {}, IMAGE),
-    "average pool counting padding": ([node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3],
-                                            pads=[1, 1, 1, 1], count_include_pad=1)], {}, IMAGE),
+    "conv": (
+        [node("Conv", ["x", "w", "b"], ["y"], pads=[1, 0, 2, 1], strides=[2, 1])],
+        {"w": (6, 4, 3, 2), "b": (6,)},
+        IMAGE,
+    ),
+    "conv grouped and dilated": (
+        [node("Conv", ["x", "w"], ["y"], group=2, dilations=[2, 1])],
+        {"w": (6, 2, 3, 3)},
+        IMAGE,
+    ),
+    "conv of one dimension": (
+        [node("Conv", ["x", "w"], ["y"], strides=[2])],
+        {"w": (3, 2, 3)},
+        (1, 2, 9),
+    ),
+    "average pool": (
+        [node("AveragePool", ["x"], ["y"], kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 0])],
+        {},
+        IMAGE,
+    ),
+    "average pool counting padding": (
+        [
+            node(
+                "AveragePool",
+                ["x"],
+                ["y"],
+                kernel_shape=[3, 3],
+                pads=[1, 1, 1, 1],
+                count_include_pad=1,
+            )
+        ],
+        {},
+        IMAGE,
+    ),
     "global average pool": ([node("GlobalAveragePool", ["x"], ["y"])], {}, IMAGE),
-    "transpose": ([node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]), node("Flatten", ["t"], ["f"]),
-                   node("Gemm", ["f", "w"], ["y"], alpha=0.5)], {"w": (168, 3)}, IMAGE),
-    "residual": ([node("Relu", ["x"], ["r"]), node("MatMul", ["r", "w"], ["m"]), node("Add", ["m", "b"], ["a"]),
-                  node("Add", ["a", "x"], ["s"]), node("Add", ["s", "m"], ["u"]), node("Relu", ["u"], ["y"])],
-                 {"w": (5, 5), "b": (5,)}, (1, 5)),
-    "sum behind a view": ([node("MatMul", ["x", "w"], ["m"]), node("Identity", ["m"], ["i"]),
-                           node("Add", ["i", "b"], ["a"]), node("Add", ["a", "m"], ["y"])],
-                          {"w": (5, 4), "b": (4,)}, (1, 5)),
+    "transpose": (
+        [
+            node("Transpose", ["x"], ["t"], perm=[0, 2, 3, 1]),
+            node("Flatten", ["t"], ["f"]),
+            node("Gemm", ["f", "w"], ["y"], alpha=0.5),
+        ],
+        {"w": (168, 3)},
+        IMAGE,
+    ),
+    "residual": (
+        [
+            node("Relu", ["x"], ["r"]),
+            node("MatMul", ["r", "w"], ["m"]),
+            node("Add", ["m", "b"], ["a"]),
+            node("Add", ["a", "x"], ["s"]),
+            node("Add", ["s", "m"], ["u"]),
+            node("Relu", ["u"], ["y"]),
+        ],
+        {"w": (5, 5), "b": (5,)},
+        (1, 5),
+    ),
+    "sum behind a view": (
+        [
+            node("MatMul", ["x", "w"], ["m"]),
+            node("Identity", ["m"], ["i"]),
+            node("Add", ["i", "b"], ["a"]),
+            node("Add", ["a", "m"], ["y"]),
+        ],
+        {"w": (5, 4), "b": (4,)},
+        (1, 5),
+    ),
     "matrix on the left": ([node("MatMul", ["w", "x"], ["y"])], {"w": (3, 5)}, (5, 1)),
-    "constants before": ([node("Sub", ["c", "x"], ["s"]), node("Mul", ["s", "b"], ["m"]),
-                          node("Div", ["m", "b"], ["d"]), node("Sub", ["d", "b"], ["y"])],
-                         {"c": (1, 5), "b": (5,)}, (1, 5)),
-    "flattened": ([node("Flatten", ["x"], ["f"]), node("Dropout", ["f"], ["d"]),
-                   node("Gemm", ["d", "w", "b"], ["y"], transB=1)], {"w": (3, 168), "b": (3,)}, IMAGE),
-}  # fmt: skip
+    "constants before": (
+        [
+            node("Sub", ["c", "x"], ["s"]),
+            node("Mul", ["s", "b"], ["m"]),
+            node("Div", ["m", "b"], ["d"]),
+            node("Sub", ["d", "b"], ["y"]),
+        ],
+        {"c": (1, 5), "b": (5,)},
+        (1, 5),
+    ),
+    "flattened": (
+        [
+            node("Flatten", ["x"], ["f"]),
+            node("Dropout", ["f"], ["d"]),
+            node("Gemm", ["d", "w", "b"], ["y"], transB=1),
+        ],
+        {"w": (3, 168), "b": (3,)},
+        IMAGE,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -52,6 +52,13 @@ def test_the_text_judges_without_tolerance():
         holds(ONE, [0], [0])
 
 
+def test_a_bound_printed_from_float32_admits_that_float32():
+    bound = np.float32(0.03)  # 0.0299999993294477462768..., printed with 17 digits is below that
+    text = ONE.replace("(<= X_0 0.1)", f"(<= X_0 {float(bound)!r})")
+    assert holds(text, [bound, 0], [0.5])
+    assert not holds(text, [np.nextafter(bound, np.float32(1)), 0], [0.5])
+
+
 @pytest.mark.parametrize(
     "text", ["((X_0 1) (Y_0 1))", "((X_0 1) (X_0 1) (X_1 0) (Y_0 1))", "((X_9 1))"]
 )

@@ -35,13 +35,18 @@ class ExactQuery:
     n_outputs: int
 
 
-def read_exact(text: str) -> ExactQuery:
+def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
     """Read VNN-LIB 1.0 or 2.0 without rounding anything.
+
+    Args:
+        text: the property.
+        as_float64: numbers stand for the nearest float64 instead of for themselves.
 
     Raises:
         CertificateError: not linear, or a form this reading does not know.
     """
-    names: dict[str, tuple[str, int, tuple[int, ...]]] = {}
+    number = (lambda token: Fraction(float(token))) if as_float64 else Fraction
+    names: dict[str, Any] = {"": number}
     size = {"x": 0, "y": 0}
     assertions = []
     for form in _forms(text):
@@ -65,10 +70,13 @@ def read_exact(text: str) -> ExactQuery:
 def holds(text: str, x: Iterable[float], y: Iterable[float]) -> bool:
     """Whether inputs ``(n_inputs,)`` and outputs ``(n_outputs,)`` satisfy the text, exactly.
 
+    Numbers in the text are read as float64, as whoever replays a counterexample does: files print
+    float32 bounds with 17 digits, which lie beside the bound by less than float64 can tell.
+
     Raises:
         CertificateError: the lengths are not those of the text, or it cannot be read.
     """
-    query = read_exact(text)
+    query = read_exact(text, as_float64=True)
     values = {("x", i): Fraction(float(v)) for i, v in enumerate(x)}
     n_inputs = len(values)
     values |= {("y", i): Fraction(float(v)) for i, v in enumerate(y)}
@@ -131,7 +139,7 @@ def _linear(form: Any, names: Mapping[str, Any]) -> Row:
     if isinstance(form, str):
         if form[0].isalpha():
             return {_variable(form, names): Fraction(1)}, Fraction(0)
-        return {}, Fraction(form)
+        return {}, names[""](form)
     head, first, *rest = form[0], *(_linear(part, names) for part in form[1:])
     if head == "-" and not rest:
         return _minus(({}, Fraction(0)), first)

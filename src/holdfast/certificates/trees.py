@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 MAX_CUT_INPUTS = 64
 """Boxes of more inputs are not cut: the number of parts would explode."""
-MARGIN = 1e-12
+MARGIN = 1e-11
 """Least bound of a leaf, so that sums in another order cannot turn its sign."""
 MAX_TRIED = 32
 """Neurons tried for a cut."""

@@ -117,8 +117,8 @@ def run_instances(
         if counterexamples is not None and answer:
             Path(counterexamples).mkdir(parents=True, exist_ok=True)
             (Path(counterexamples) / f"{number}.txt").write_text(f"sat\n{answer}\n")
-        _append(results, [*key, limit, outcome.result, f"{outcome.seconds:.4f}",
-                          f"{outcome.cpu_seconds:.4f}", outcome.domains, outcome.reason])  # fmt: skip
+        times = f"{outcome.seconds:.4f}", f"{outcome.cpu_seconds:.4f}"
+        _append(results, [*key, limit, outcome.result, *times, outcome.domains, outcome.reason])
         yield outcome
 
 
