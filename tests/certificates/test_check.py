@@ -372,10 +372,9 @@ def exact_outputs(network: Path, x: list[Fraction]) -> list[Fraction]:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_rounding_never_lifts_a_bound_above_the_exact_value(tmp_path: Path, seed: int):
-    """Boxes of one point: the bound must not exceed the exact rational value, though by very little.
+    """Boxes of one point, where weights of all magnitudes cancel, against rational arithmetic.
 
-    Weights of all magnitudes cancel; float64 arithmetic without an error term misses in about half
-    of the cases, as the second assertion over all seeds would show.
+    Without its error terms the bound lies above the exact value for some of the seeds.
     """
     rng = np.random.default_rng(seed)
     network = mlp(tmp_path / "n.onnx", (3, 12, 12, 2), seed)
