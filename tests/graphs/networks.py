@@ -44,39 +44,106 @@ class Recurrent(nn.Module):
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.out = nn.Conv2d(2, 2, 3, 1, 1), nn.Conv2d(2, 2, 3, 1, 1), nn.Linear(32, 3)
+        self.first, self.second, self.out = (
+            nn.Conv2d(2, 2, 3, 1, 1),
+            nn.Conv2d(2, 2, 3, 1, 1),
+            nn.Linear(32, 3),
+        )
 
     def forward(self, x):
         return self.out(torch.relu(x + self.second(torch.relu(self.first(x)))).flatten(1))
 
 
 ELEMENTWISE = {
-    "relu": torch.relu, "leaky_relu": F.leaky_relu, "prelu": nn.PReLU(8), "elu": F.elu, "selu": F.selu,
-    "celu": lambda z: F.celu(z, 0.7), "silu": F.silu, "gelu": F.gelu, "mish": F.mish,
-    "softplus": F.softplus, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "erf": torch.erf,
-    "exp": torch.exp, "log": lambda z: torch.log(z.square() + 1), "sqrt": lambda z: (z * z + 0.1).sqrt(),
-    "reciprocal": lambda z: 1 / (z * z + 0.5), "cube": lambda z: z**3, "sin": torch.sin,
-    "cos": torch.cos, "abs": torch.abs, "sign": torch.sign, "floor": lambda z: torch.floor(3 * z),
-    "round": torch.round, "clamp": lambda z: z.clamp(-0.3, 0.4), "hardtanh": F.hardtanh,
-    "relu6": F.relu6, "hardswish": F.hardswish, "hardsigmoid": F.hardsigmoid,
-    "softmax": lambda z: F.softmax(z, -1), "log_softmax": lambda z: F.log_softmax(z, -1),
-    "product": lambda z: z * z.flip(-1), "maximum": lambda z: torch.maximum(z, z.flip(-1)),
-    "minimum": lambda z: torch.minimum(z, z.flip(-1)), "layer_norm": nn.LayerNorm(8),
-    "batch_norm": nn.BatchNorm1d(8), "amax": lambda z: z - z.amax(-1, keepdim=True),
+    "relu": torch.relu,
+    "leaky_relu": F.leaky_relu,
+    "prelu": nn.PReLU(8),
+    "elu": F.elu,
+    "selu": F.selu,
+    "celu": lambda z: F.celu(z, 0.7),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "mish": F.mish,
+    "softplus": F.softplus,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "log": lambda z: torch.log(z.square() + 1),
+    "sqrt": lambda z: (z * z + 0.1).sqrt(),
+    "reciprocal": lambda z: 1 / (z * z + 0.5),
+    "cube": lambda z: z**3,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "floor": lambda z: torch.floor(3 * z),
+    "round": torch.round,
+    "clamp": lambda z: z.clamp(-0.3, 0.4),
+    "hardtanh": F.hardtanh,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "softmax": lambda z: F.softmax(z, -1),
+    "log_softmax": lambda z: F.log_softmax(z, -1),
+    "product": lambda z: z * z.flip(-1),
+    "maximum": lambda z: torch.maximum(z, z.flip(-1)),
+    "minimum": lambda z: torch.minimum(z, z.flip(-1)),
+    "layer_norm": nn.LayerNorm(8),
+    "batch_norm": nn.BatchNorm1d(8),
+    "amax": lambda z: z - z.amax(-1, keepdim=True),
     "subtract_constant": lambda z: 1 - 2 * z,
 }
 
 SHAPED = {
-    "conv1d": (nn.Sequential(nn.Conv1d(2, 3, 3, 2, 1), nn.ReLU(), nn.Conv1d(3, 4, 3, dilation=2)), (2, 16)),
-    "conv2d": (nn.Sequential(nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 2)), (2, 7, 6)),
-    "conv3d": (nn.Sequential(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 3)), (1, 4, 4, 4)),
-    "conv_transpose": (nn.Sequential(nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3)), (2, 4, 4)),
-    "max_pool": (nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)), (1, 7, 7)),
-    "max_pool_ceil": (nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), nn.Conv2d(1, 1, 2)), (1, 5, 5)),
-    "avg_pool": (nn.Sequential(nn.AvgPool2d(2, 2, 1, count_include_pad=False), nn.ReLU()), (1, 6, 6)),
-    "adaptive_avg_pool": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)), (1, 6, 6)),
-    "upsample": (nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(1, 2, 3), nn.ReLU()), (1, 4, 4)),
-    "padding": (nn.Sequential(nn.ReflectionPad2d(1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ZeroPad2d((1, 0, 2, 1))), (1, 4, 4)),
+    "conv1d": (
+        nn.Sequential(nn.Conv1d(2, 3, 3, 2, 1), nn.ReLU(), nn.Conv1d(3, 4, 3, dilation=2)),
+        (2, 16),
+    ),
+    "conv2d": (
+        nn.Sequential(
+            nn.Conv2d(2, 4, 3, 2, 1, groups=2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 2)
+        ),
+        (2, 7, 6),
+    ),
+    "conv3d": (
+        nn.Sequential(nn.Conv3d(1, 2, 2), nn.ReLU(), nn.Flatten(), nn.Linear(54, 3)),
+        (1, 4, 4, 4),
+    ),
+    "conv_transpose": (
+        nn.Sequential(
+            nn.ConvTranspose2d(2, 3, 3, 2, 1, output_padding=1), nn.ReLU(), nn.Conv2d(3, 2, 3)
+        ),
+        (2, 4, 4),
+    ),
+    "max_pool": (
+        nn.Sequential(
+            nn.Conv2d(1, 2, 3), nn.MaxPool2d(3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(18, 3)
+        ),
+        (1, 7, 7),
+    ),
+    "max_pool_ceil": (
+        nn.Sequential(nn.MaxPool2d(2, 2, ceil_mode=True), nn.Conv2d(1, 1, 2)),
+        (1, 5, 5),
+    ),
+    "avg_pool": (
+        nn.Sequential(nn.AvgPool2d(2, 2, 1, count_include_pad=False), nn.ReLU()),
+        (1, 6, 6),
+    ),
+    "adaptive_avg_pool": (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1)),
+        (1, 6, 6),
+    ),
+    "upsample": (
+        nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(1, 2, 3), nn.ReLU()),
+        (1, 4, 4),
+    ),
+    "padding": (
+        nn.Sequential(
+            nn.ReflectionPad2d(1), nn.Conv2d(1, 2, 3), nn.ReLU(), nn.ZeroPad2d((1, 0, 2, 1))
+        ),
+        (1, 4, 4),
+    ),
     "group_norm": (nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.ReLU()), (2, 5, 5)),
     "attention": (Attention(), (3, 4)),
     "recurrent": (Recurrent(), (4, 2)),

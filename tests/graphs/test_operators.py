@@ -45,7 +45,11 @@ def violation(graph, x, eps, norm):
             value = value.reshape(len(inputs), *box.lower.shape)
             worst = max(worst, float((box.lower - value).max()), float((value - box.upper).max()))
         size = graph.nodes[-1].size
-        rows = torch.eye(size, dtype=x.dtype).expand(len(x), -1, -1).reshape(len(x), size, *graph.output_shape)
+        rows = (
+            torch.eye(size, dtype=x.dtype)
+            .expand(len(x), -1, -1)
+            .reshape(len(x), size, *graph.output_shape)
+        )
         lower, upper = two_sided(graph, len(graph.nodes) - 1, rows, state, region)
         value = values[-1].reshape(len(inputs), len(x), size)
         worst = max(worst, float((lower - value).max()), float((value - upper).max()))
@@ -84,7 +88,10 @@ def test_curves_enclose_at_any_parameters(curve):
     torch.manual_seed(0)
     lower = torch.randn(1, 1, 400, dtype=torch.float64) * 4
     upper = lower + torch.rand_like(lower) ** 3 * 8
-    z = lower + (upper - lower) * torch.linspace(0, 1, 201, dtype=torch.float64)[:, None, None, None]
+    z = (
+        lower
+        + (upper - lower) * torch.linspace(0, 1, 201, dtype=torch.float64)[:, None, None, None]
+    )
     for parameters in (None, torch.rand(2, 1, 1, 400, dtype=torch.float64)):
         lines = curve.relax(lower, upper, parameters)
         below = lines.lower_slope * z + lines.lower_intercept - curve.run(z)
@@ -133,12 +140,15 @@ class Wrong:
 
 
 def relus(graph, wrong):
-    nodes = [dataclasses.replace(n, op=wrong if isinstance(n.op, ReLU) else n.op) for n in graph.nodes]
+    nodes = [
+        dataclasses.replace(n, op=wrong if isinstance(n.op, ReLU) else n.op) for n in graph.nodes
+    ]
     return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
 def convs(graph, **change):
     """Convolutions that bound with other attributes than they run with."""
+
     class Bent(Conv):
         __slots__ = ()
 
@@ -170,7 +180,7 @@ def test_planted_defects_of_the_convolution_are_caught(change):
     x = torch.randn(3, *shape, dtype=torch.float64)
     graph = capture(module, x.float()).to(torch.float64)
     first = next(n.op for n in graph.nodes if isinstance(n.op, Conv))
-    (name, _), = change.items()
+    ((name, _),) = change.items()
     bent = convs(graph, **{name: -getattr(first, name)})
     assert violation(bent, x, 0.4, "linf") > 1e-3
 
@@ -183,7 +193,7 @@ def test_affine_networks_are_bounded_exactly():
     ref = call.emit(Linear(weights[0], torch.randn(7)), Ref(0, (5,)))
     graph = builder.graph(call.emit(Linear(weights[1], torch.zeros(3)), ref)).to(torch.float64)
     x = torch.randn(2, 5, dtype=torch.float64)
-    W = (weights[1].double() @ weights[0].double())
+    W = weights[1].double() @ weights[0].double()
     for norm, dual in (("linf", 1), ("l2", 2), ("l1", torch.inf)):
         region = threat_region(x, 0.3, norm, -99.0, 99.0)
         state = propagate(graph, region)

@@ -12,7 +12,9 @@ from holdfast.verifiers.regions import threat_region
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)).eval()
+    return nn.Sequential(
+        nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3)
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,13 @@ def test_gradients_match_finite_differences(net, x):
             (slope,) = torch.autograd.grad(value, eps)
             step = 1e-6
             with torch.no_grad():
-                ends = [bounds(graph, x, eps + s, norm, method=method, domain=None).lower.sum() for s in (step, -step)]
-            assert float(slope.sum()) == pytest.approx(float((ends[0] - ends[1]) / (2 * step)), rel=2e-3)
+                ends = [
+                    bounds(graph, x, eps + s, norm, method=method, domain=None).lower.sum()
+                    for s in (step, -step)
+                ]
+            assert float(slope.sum()) == pytest.approx(
+                float((ends[0] - ends[1]) / (2 * step)), rel=2e-3
+            )
 
 
 def test_margins_rows():
@@ -80,7 +87,10 @@ def test_float64_lies_below_float32_and_covers_exact_rationals(net, x):
         z = [Fraction(v) for v in row]
         for layer in layers:
             W, b = layer.weight.tolist(), layer.bias.tolist()
-            z = [sum((Fraction(w) * v for w, v in zip(r, z, strict=True)), Fraction(c)) for r, c in zip(W, b, strict=True)]
+            z = [
+                sum((Fraction(w) * v for w, v in zip(r, z, strict=True)), Fraction(c))
+                for r, c in zip(W, b, strict=True)
+            ]
             z = z if layer is layers[-1] else [max(v, Fraction(0)) for v in z]
         for j, v in enumerate(z):
             assert Fraction(float(lower[i, j])) <= v <= Fraction(float(upper[i, j]))
@@ -91,7 +101,9 @@ def test_sharpened_boxes_are_tighter_and_hold(net, x):
     region = threat_region(x.double(), 0.2, "linf", -9, 9)
     state = propagate(graph, region)
     better = sharpen(graph, region, state, 10)
-    values = graph.values((x.double() + 0.2 * (2 * torch.rand(400, 3, 4, dtype=torch.float64) - 1)).flatten(0, 1))
+    values = graph.values(
+        (x.double() + 0.2 * (2 * torch.rand(400, 3, 4, dtype=torch.float64) - 1)).flatten(0, 1)
+    )
     shrunk = 0.0
     for value, old, new in zip(values, state.boxes, better.boxes, strict=True):
         value = value.reshape(400, 3, -1)

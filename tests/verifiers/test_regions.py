@@ -20,9 +20,13 @@ def exact(a, x, eps, norm, low, high):
         room = np.where(a > 0, x - low, high - x)
         return a @ x - np.sort(np.abs(a) * room)[::-1][: int(eps)].sum()
     solved = minimize(
-        lambda d: a @ d, np.zeros(p), jac=lambda d: a, bounds=[(low - v, high - v) for v in x],
+        lambda d: a @ d,
+        np.zeros(p),
+        jac=lambda d: a,
+        bounds=[(low - v, high - v) for v in x],
         constraints={"type": "ineq", "fun": lambda d: eps**2 - d @ d, "jac": lambda d: -2 * d},
-        method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
     )
     return a @ x + solved.fun
 

@@ -21,7 +21,13 @@ def network(seed, inputs=2, width=10):
 
 def at_most(threshold, inputs=2):
     """Violated where the difference of the outputs is at most the threshold, within [-1, 1]."""
-    return Property((Clause(-np.ones(inputs), np.ones(inputs), np.array([[1.0, -1.0]]), np.array([-threshold])),))
+    return Property(
+        (
+            Clause(
+                -np.ones(inputs), np.ones(inputs), np.array([[1.0, -1.0]]), np.array([-threshold])
+            ),
+        )
+    )
 
 
 def grid_minimum(net):
@@ -80,8 +86,12 @@ def test_rows_may_read_inputs(splitting):
     graph = capture(net, torch.zeros(1, 2), fold=False)
     # x_0 <= -2 never holds in the box; x_0 <= -0.99 does.
     zero = np.zeros((1, 2))
+
     def prop(limit):
-        return Property((Clause(-np.ones(2), np.ones(2), zero, np.array([-limit]), np.array([[1.0, 0.0]])),))
+        return Property(
+            (Clause(-np.ones(2), np.ones(2), zero, np.array([-limit]), np.array([[1.0, 0.0]])),)
+        )
+
     assert verify(graph, prop(-2.0)).status == "unsat"
     assert verify(graph, prop(-0.99)).status == "sat"
 
@@ -97,7 +107,9 @@ def test_leaves_cover_the_box_and_hold():
     area = sum(float(np.prod(leaf.upper - leaf.lower)) for leaf in proof.leaves)
     assert area == pytest.approx(4.0)
     for leaf in proof.leaves:
-        points = torch.from_numpy(leaf.lower + np.random.default_rng(0).random((50, 2)) * (leaf.upper - leaf.lower))
+        points = torch.from_numpy(
+            leaf.lower + np.random.default_rng(0).random((50, 2)) * (leaf.upper - leaf.lower)
+        )
         y = net(points.float()).detach().double()
         assert float((y[:, 0] - y[:, 1]).min()) - (least - 0.02) >= leaf.value - 1e-5
 

@@ -134,7 +134,9 @@ class Call:
         """The value at a position as a tensor, which must not depend on the input."""
         value = self.get(position, name)
         if isinstance(value, Ref):
-            raise self.error(f"argument {position} depends on the input; only constants can stand there")
+            raise self.error(
+                f"argument {position} depends on the input; only constants can stand there"
+            )
         if value is None or isinstance(value, Tensor):
             return value
         return torch.as_tensor(value)

@@ -46,7 +46,9 @@ class Curve(Activation):
         lower, upper = boxes[0]
         ends = [self.run(lower), self.run(upper)]
         for point in self.extrema:
-            ends.append(self.run(torch.minimum(torch.maximum(lower, lower.new_tensor(point)), upper)))
+            ends.append(
+                self.run(torch.minimum(torch.maximum(lower, lower.new_tensor(point)), upper))
+            )
         stacked = torch.stack(ends)
         return Box(stacked.amin(0), stacked.amax(0))
 
@@ -87,7 +89,11 @@ class Curve(Activation):
         slope, height = slope[keep], height[keep]
         flat = upper - lower < 1e-9
         chosen = [
-            torch.where(flat, self.derivative(lower), slope.gather(0, (sign * height).argmin(0, keepdim=True))[0])
+            torch.where(
+                flat,
+                self.derivative(lower),
+                slope.gather(0, (sign * height).argmin(0, keepdim=True))[0],
+            )
             for sign in (1, -1)
         ]
         return chosen[0], chosen[1]
@@ -103,7 +109,9 @@ class Curve(Activation):
             if convex == (i % 2 == 0):
                 piece = self._least_on_piece(lower, upper, slope, sign, edges[i], edges[i + 1])
                 best = torch.minimum(best, piece)
-        return best - 8 * torch.finfo(best.dtype).eps * (best.abs() + slope.abs() * torch.maximum(lower.abs(), upper.abs()))
+        return best - 8 * torch.finfo(best.dtype).eps * (
+            best.abs() + slope.abs() * torch.maximum(lower.abs(), upper.abs())
+        )
 
     def _least_on_piece(
         self, lower: Tensor, upper: Tensor, slope: Tensor, sign: float, begin: float, end: float

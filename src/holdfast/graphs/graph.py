@@ -90,9 +90,7 @@ class Graph:
     def values(self, x: Tensor) -> list[Tensor]:
         """Values of all nodes, ``(n, *node.shape)`` each."""
         if tuple(x.shape[1:]) != self.input_shape:
-            raise GraphError(
-                f"input has shape {tuple(x.shape)}; expected (n, *{self.input_shape})"
-            )
+            raise GraphError(f"input has shape {tuple(x.shape)}; expected (n, *{self.input_shape})")
         values = [x]
         for node in self.nodes[1:]:
             values.append(node.op.run(*(values[i] for i in node.inputs)))

@@ -68,7 +68,9 @@ def _load(path: str) -> ModelProto:
 def _single_input(graph: GraphProto, constants: set[str]) -> ValueInfoProto:
     inputs = [i for i in graph.input if i.name not in constants]
     if len(inputs) != 1:
-        raise GraphError(f"the network has inputs {[i.name for i in inputs]}; a single one is expected")
+        raise GraphError(
+            f"the network has inputs {[i.name for i in inputs]}; a single one is expected"
+        )
     return inputs[0]
 
 

@@ -128,7 +128,9 @@ class Affine(Operator):
         if not self.has_offset:
             return Pulled(coefficients, None)
         zeros = [A.new_zeros(1, *s) for s in shapes]
-        return Pulled(coefficients, torch.mv(flat.flatten(1), self.run(*zeros).flatten()).view(A.shape[:2]))
+        return Pulled(
+            coefficients, torch.mv(flat.flatten(1), self.run(*zeros).flatten()).view(A.shape[:2])
+        )
 
     def transpose(self, A: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
         """Transposed linear part: ``(b, *out)`` to ``(b, *in)`` for every input."""

@@ -26,7 +26,11 @@ def simplify(graph: Graph, rounding: bool = True) -> Graph:
     """Merges pairs of nodes until none fits; with ``rounding=False`` only exactly."""
     rules: list[tuple[Rule, bool]] = [(_bias, True)]
     if rounding:
-        rules += [(_scale_after_linear, False), (_scale_after_conv, False), (_scale_before_linear, False)]
+        rules += [
+            (_scale_after_linear, False),
+            (_scale_after_conv, False),
+            (_scale_before_linear, False),
+        ]
     changed = True
     while changed:
         graph, changed = _swap_reshape(graph) if rounding else (graph, False)
@@ -71,7 +75,9 @@ def _swap_reshape(graph: Graph) -> tuple[Graph, bool]:
         first = graph.nodes[second.inputs[0]]
         if not isinstance(first.op, Scale) or len(readers[first.index]) != 1:
             continue
-        constants = [c.expand(first.shape).reshape(second.shape) for c in (first.op.factor, first.op.offset)]
+        constants = [
+            c.expand(first.shape).reshape(second.shape) for c in (first.op.factor, first.op.offset)
+        ]
         nodes = list(graph.nodes)
         nodes[first.index] = replace(first, op=second.op, shape=second.shape)
         nodes[second.index] = replace(second, op=Scale(*constants))
@@ -83,26 +89,42 @@ def _bias(first: Node, second: Node) -> Operator | None:
     """``Linear`` without bias, then an added constant."""
     if not (isinstance(first.op, Linear) and isinstance(second.op, Scale)):
         return None
-    if first.shape != second.shape or bool(first.op.bias.any()) or bool((second.op.factor != 1).any()):
+    if (
+        first.shape != second.shape
+        or bool(first.op.bias.any())
+        or bool((second.op.factor != 1).any())
+    ):
         return None
     offset = _per_channel(second.op.offset, second.shape, -1)
     return None if offset is None else replace(first.op, bias=offset.to(first.op.weight.dtype))
 
 
 def _scale_after_linear(first: Node, second: Node) -> Operator | None:
-    if not (isinstance(first.op, Linear) and isinstance(second.op, Scale)) or first.shape != second.shape:
+    if (
+        not (isinstance(first.op, Linear) and isinstance(second.op, Scale))
+        or first.shape != second.shape
+    ):
         return None
-    factor, offset = (_per_channel(c, second.shape, -1) for c in (second.op.factor, second.op.offset))
+    factor, offset = (
+        _per_channel(c, second.shape, -1) for c in (second.op.factor, second.op.offset)
+    )
     if factor is None or offset is None:
         return None
     factor, offset = factor.double(), offset.double()
-    return Linear(first.op.weight.double() * factor[:, None], first.op.bias.double() * factor + offset)
+    return Linear(
+        first.op.weight.double() * factor[:, None], first.op.bias.double() * factor + offset
+    )
 
 
 def _scale_after_conv(first: Node, second: Node) -> Operator | None:
-    if not (isinstance(first.op, Conv) and isinstance(second.op, Scale)) or first.shape != second.shape:
+    if (
+        not (isinstance(first.op, Conv) and isinstance(second.op, Scale))
+        or first.shape != second.shape
+    ):
         return None
-    factor, offset = (_per_channel(c, second.shape, 0) for c in (second.op.factor, second.op.offset))
+    factor, offset = (
+        _per_channel(c, second.shape, 0) for c in (second.op.factor, second.op.offset)
+    )
     if factor is None or offset is None:
         return None
     factor, offset = factor.double(), offset.double()

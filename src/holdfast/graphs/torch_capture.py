@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from typing import Any
 
@@ -61,7 +62,8 @@ def _read(program: torch.export.ExportedProgram, shape: torch.Size) -> Graph:
     builder = Builder(shape)
     signature = program.graph_signature
     lifted = {
-        **signature.inputs_to_parameters, **signature.inputs_to_buffers,
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
     stored: dict[str, Any] = {**program.constants, **program.state_dict}
@@ -74,9 +76,10 @@ def _read(program: torch.export.ExportedProgram, shape: torch.Size) -> Graph:
         elif node.op == "call_function":
             values[node] = _call(node, values, builder)
         elif node.op == "output":
-            output = values[node.args[0][0]]
-            if len(node.args[0]) != 1:
-                raise GraphError(f"the network has {len(node.args[0])} outputs; one is expected")
+            results: Any = node.args[0]
+            if len(results) != 1:
+                raise GraphError(f"the network has {len(results)} outputs; one is expected")
+            output = values[results[0]]
     if not isinstance(output, Ref):
         raise GraphError("the output does not depend on the input")
     return builder.graph(output)
@@ -86,15 +89,17 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], builder: Builde
     def look(v: Any) -> Any:
         return values[v] if isinstance(v, torch.fx.Node) else v
 
-    args = torch.fx.map_arg(node.args, look)
-    attributes = torch.fx.map_arg(node.kwargs, look)
+    args: Any = torch.fx.map_arg(node.args, look)
+    attributes: Any = torch.fx.map_arg(node.kwargs, look)
     place = _place(node)
     target: Any = node.target
-    if target is getattr(__import__("operator"), "getitem"):
+    if target is operator.getitem:
         return args[0][args[1]]
     if not any(isinstance(v, Ref) for v in _leaves((args, attributes))):
         return target(*args, **attributes)
-    name = target.__name__ if not hasattr(target, "_schema") else target._schema.name.split("::")[-1]
+    name = (
+        target.__name__ if not hasattr(target, "_schema") else target._schema.name.split("::")[-1]
+    )
     build = known("aten").get(name)
     if build is None:
         raise UnsupportedOperatorError(name, place)

@@ -33,7 +33,9 @@ class Window(NamedTuple):
         inside = torch.ones((), dtype=torch.bool, device=self.A.device)
         axes = len(shape)
         for i, size in enumerate(shape):
-            along = self.origin[:, i, None] + torch.arange(self.A.shape[3 + i], device=self.A.device)
+            along = self.origin[:, i, None] + torch.arange(
+                self.A.shape[3 + i], device=self.A.device
+            )
             view = (len(along), *[-1 if j == i else 1 for j in range(axes)])
             flat = flat * size + along.clamp(0, size - 1).reshape(view)
             inside = inside & ((along >= 0) & (along < size)).reshape(view)

@@ -7,7 +7,7 @@ Adam with projections in low precision, and only the final point has to be evalu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -34,9 +34,8 @@ class Choices:
     parameters: Mapping[int, Tensor]
     multipliers: Mapping[int, Tensor]
 
-    def map(self, change: object) -> Choices:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Choices:
         """The choices with a function applied to every tensor."""
-        assert callable(change)
         return Choices(
             {i: change(t) for i, t in self.parameters.items()},
             {i: change(t) for i, t in self.multipliers.items()},
@@ -91,13 +90,22 @@ def optimise(
         current = _named(names, x)
         with torch.set_grad_enabled(step < steps):
             bound = pull_back(
-                graph, start, A, state, parameters=current.parameters, cuts=cuts,
-                multipliers=current.multipliers, rounding=False,
+                graph,
+                start,
+                A,
+                state,
+                parameters=current.parameters,
+                cuts=cuts,
+                multipliers=current.multipliers,
+                rounding=False,
             )
             value = region.minimum(bound.A) + bound.constant
             objective = value.clamp(max=target).sum()
         better = value.detach() > best_value
-        best = [_select(better, t.detach(), b, kind) for t, b, (kind, _) in zip(x, best, names, strict=True)]
+        best = [
+            _select(better, t.detach(), b, kind)
+            for t, b, (kind, _) in zip(x, best, names, strict=True)
+        ]
         best_value = torch.where(better, value.detach(), best_value)
         if step == steps or bool((best_value > target).all()):
             break
@@ -117,7 +125,8 @@ def optimise(
 def _named(names: list[tuple[str, int]], values: list[Tensor]) -> Choices:
     pairs = list(zip(names, values, strict=True))
     return Choices(
-        {i: t for (kind, i), t in pairs if kind == "a"}, {i: t for (kind, i), t in pairs if kind == "b"}
+        {i: t for (kind, i), t in pairs if kind == "a"},
+        {i: t for (kind, i), t in pairs if kind == "b"},
     )
 
 
@@ -159,7 +168,9 @@ def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 
             lower = lower.scatter(1, part, torch.fmax(lower.gather(1, part), low))
             upper = upper.scatter(1, part, torch.fmin(upper.gather(1, part), high))
         shape = box.lower.shape
-        boxes[node.index] = Box(torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape))
+        boxes[node.index] = Box(
+            torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape)
+        )
     return replace_boxes(graph, state, boxes)
 
 
@@ -179,7 +190,14 @@ def low_precision(state: State) -> State:
 
 
 def _optimised_bound(
-    graph: Graph, quick: Graph, start: int, A: Tensor, state: State, region: Region, low_region: Region, steps: int
+    graph: Graph,
+    quick: Graph,
+    start: int,
+    A: Tensor,
+    state: State,
+    region: Region,
+    low_region: Region,
+    steps: int,
 ) -> Tensor:
     """Searches choices in float32, evaluates them with rounding in the state's precision."""
     low_state = low_precision(state)

@@ -46,10 +46,12 @@ class Rows:
         D = None
         if any(c.D is not None for c in prop.clauses):
             zeros = [torch.zeros(most, len(c.lower), dtype=dtype) for c in prop.clauses]
-            D = torch.stack([
-                z if c.D is None else torch.as_tensor(c.D, dtype=dtype)[i]
-                for c, i, z in zip(prop.clauses, pick, zeros, strict=True)
-            ])
+            D = torch.stack(
+                [
+                    z if c.D is None else torch.as_tensor(c.D, dtype=dtype)[i]
+                    for c, i, z in zip(prop.clauses, pick, zeros, strict=True)
+                ]
+            )
         return cls(stack("lower"), stack("upper"), stack("C"), D, stack("d"))
 
     def values(self, clause: Tensor, x: Tensor, y: Tensor) -> Tensor:

@@ -61,7 +61,9 @@ def bounds(
         ValueError: Inputs outside the domain, negative ``eps``, unknown norm or method.
     """
     if method not in ("interval", "crown-ibp", "crown", "alpha-crown"):
-        raise ValueError(f"method {method!r} is unknown; allowed: interval, crown-ibp, crown, alpha-crown")
+        raise ValueError(
+            f"method {method!r} is unknown; allowed: interval, crown-ibp, crown, alpha-crown"
+        )
     graph = network if isinstance(network, Graph) else capture(network, x, fold=False)
     graph = graph.to(dtype, x.device)
     low, high = domain or (-torch.inf, torch.inf)
@@ -97,15 +99,25 @@ def _rows(graph: Graph, C: Tensor | None, n: int, dtype: torch.dtype) -> Tensor:
 
 def _bounds(graph: Graph, region: Region, C: Tensor, method: BoundMethod, steps: int) -> Bounds:
     rounding = C.dtype == torch.float64
-    state = propagate(graph, region, "interval" if method in ("interval", "crown-ibp") else "crown", rounding=rounding)
+    state = propagate(
+        graph,
+        region,
+        "interval" if method in ("interval", "crown-ibp") else "crown",
+        rounding=rounding,
+    )
     A = C.reshape(*C.shape[:2], *graph.output_shape)
     if method == "interval":
         box = state.boxes[-1]
-        centre, radius = (box.lower + box.upper).flatten(1) / 2, (box.upper - box.lower).flatten(1) / 2
+        centre, radius = (
+            (box.lower + box.upper).flatten(1) / 2,
+            (box.upper - box.lower).flatten(1) / 2,
+        )
         middle = (C @ centre.unsqueeze(2)).squeeze(2)
         width = (C.abs() @ radius.unsqueeze(2)).squeeze(2)
         if rounding:
-            width = width * (1 + 1e-12) + 1e-12 * (C.abs() @ box.magnitude().flatten(1).unsqueeze(2)).squeeze(2)
+            width = width * (1 + 1e-12) + 1e-12 * (
+                C.abs() @ box.magnitude().flatten(1).unsqueeze(2)
+            ).squeeze(2)
         return Bounds(middle - width, middle + width)
     both = torch.cat([A, -A], 1)
     if method == "alpha-crown":
@@ -125,9 +137,15 @@ def _optimised(graph: Graph, region: Region, state: State, A: Tensor, steps: int
     start, quick = len(graph.nodes) - 1, graph.to(torch.float32)
     low = low_precision(state)
     choices = default_choices(quick, low, start, A.shape[1])
-    choices, _ = optimise(quick, start, A.float(), low, region.to(torch.float32), choices, steps=steps)
+    choices, _ = optimise(
+        quick, start, A.float(), low, region.to(torch.float32), choices, steps=steps
+    )
     bound = pull_back(
-        graph, start, A, state, parameters=choices.map(lambda t: t.to(A.dtype)).parameters,
+        graph,
+        start,
+        A,
+        state,
+        parameters=choices.map(lambda t: t.to(A.dtype)).parameters,
         rounding=A.dtype == torch.float64,
     )
     return region.minimum(bound.A) + bound.constant

@@ -44,12 +44,12 @@ class State:
 
 
 class Cuts(NamedTuple):
-    """Constraints ``sign (z[index] - point) >= 0`` on one node's value, each ``(n, s)``.
+    """Constraints ``sign (z[neuron] - point) >= 0`` on one node's value, each ``(n, s)``.
 
     Unused places have sign 0.
     """
 
-    index: Tensor
+    neuron: Tensor
     sign: Tensor
     point: Tensor
 
@@ -132,7 +132,7 @@ def pull_back(
 def _apply_cuts(A: Tensor, cuts: Cuts, multipliers: Tensor) -> tuple[Tensor, Tensor]:
     """Adds ``- multiplier sign (z - point)``, which is at most 0 where the constraints hold."""
     weight = (-cuts.sign * multipliers).unsqueeze(1).expand(-1, A.shape[1], -1)
-    index = cuts.index.unsqueeze(1).expand_as(weight)
+    index = cuts.neuron.unsqueeze(1).expand_as(weight)
     flat = A.flatten(2).scatter_add(2, index, weight)
     constant = (cuts.sign * multipliers * cuts.point).sum(1, keepdim=True)
     return flat.reshape(A.shape), constant

@@ -136,7 +136,9 @@ def _bound(search: Search, clauses: Tensor, domains: _Domains) -> _Bounded:
     chosen = best[:, :, None, None].expand(-1, -1, 1, A[0, 0].numel())
     A = A.reshape(n, *d.shape, -1).gather(2, chosen).squeeze(2)
     search.domains += n
-    return _Bounded(_Domains(domains.lower, domains.upper, domains.open, state.boxes), value, best, A)
+    return _Bounded(
+        _Domains(domains.lower, domains.upper, domains.open, state.boxes), value, best, A
+    )
 
 
 def _collect(search: Search, clauses: Tensor, bounded: _Bounded) -> None:
@@ -148,10 +150,15 @@ def _collect(search: Search, clauses: Tensor, bounded: _Bounded) -> None:
         clause = int(clauses[j])
         weights = np.zeros(len(search.prop.clauses[clause].d))
         weights[min(int(bounded.best[i, j]), len(weights) - 1)] = 1.0
-        search.leaves.append(Leaf(
-            clause, bounded.domains.lower[i].numpy(), bounded.domains.upper[i].numpy(), weights,
-            float(bounded.value[i, j]),
-        ))
+        search.leaves.append(
+            Leaf(
+                clause,
+                bounded.domains.lower[i].numpy(),
+                bounded.domains.upper[i].numpy(),
+                weights,
+                float(bounded.value[i, j]),
+            )
+        )
 
 
 def _worst(bounded: _Bounded, keep: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,7 +64,10 @@ def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: 
             unit = 2 * gamma(graph, box.lower.dtype)
             box = Box(box.lower - unit * low, box.upper + unit * high)
     # Overflow leaves no number; nothing is known then, and nothing may be concluded.
-    return Box(box.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf), box.upper.nan_to_num(torch.inf, torch.inf, -torch.inf))
+    return Box(
+        box.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf),
+        box.upper.nan_to_num(torch.inf, torch.inf, -torch.inf),
+    )
 
 
 def _windowed(
@@ -75,7 +78,7 @@ def _windowed(
     if first is None:
         return None
     widest = max(n.shape[0] for n in graph.nodes[: node.index + 1])
-    step = max(1, CHUNK // (64 * widest))
+    step = max(1, CHUNK // (16 * widest))
     parts = [windowed(graph, node.index, p, state, region, rounding) for p in pairs.split(step)]
     low, high = (torch.cat([p[side] for p in parts if p is not None]) for side in (0, 1))
     box, at = state.boxes[node.index], (pairs[:, 0], pairs[:, 1])
@@ -129,10 +132,14 @@ def _refine(
     step = max(1, CHUNK // (2 * len(index) * widest))
     lower, upper = box.lower.flatten(1), box.upper.flatten(1)
     for part in index.split(step, 1) if index.shape[1] else ():
-        unit = torch.zeros(len(part), part.shape[1], node.size, dtype=lower.dtype, device=lower.device)
+        unit = torch.zeros(
+            len(part), part.shape[1], node.size, dtype=lower.dtype, device=lower.device
+        )
         unit = unit.scatter(2, part.unsqueeze(2), 1.0).reshape(*part.shape, *node.shape)
         low, high = two_sided(graph, node.index, unit, state, region, rounding)
         lower = lower.scatter(1, part, torch.fmax(lower.gather(1, part), low))
         upper = upper.scatter(1, part, torch.fmin(upper.gather(1, part), high))
     shape = box.lower.shape
-    return Box(torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape))
+    return Box(
+        torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape)
+    )

@@ -120,7 +120,8 @@ class BallRegion:
             return Box(self.lower, self.upper)
         eps = self.eps.reshape(-1, *[1] * (self.centre.dim() - 1))
         return Box(
-            torch.maximum(self.lower, self.centre - eps), torch.minimum(self.upper, self.centre + eps)
+            torch.maximum(self.lower, self.centre - eps),
+            torch.minimum(self.upper, self.centre + eps),
         )
 
     def minimum(self, A: Tensor) -> Tensor:
@@ -162,7 +163,9 @@ class BallRegion:
             step = _l1_step(gain, room, eps)
         else:
             rank = torch.arange(1, gain.shape[2] + 1, device=A.device)
-            step = torch.zeros_like(gain).scatter(2, order, torch.where(rank <= eps, sorted_room, 0.0))
+            step = torch.zeros_like(gain).scatter(
+                2, order, torch.where(rank <= eps, sorted_room, 0.0)
+            )
         return self.centre.unsqueeze(1) - (flat.sign() * step).reshape(A.shape)
 
     def rows(self, index: Tensor | slice) -> BallRegion:
@@ -227,7 +230,11 @@ def _l2_gain(gain: Tensor, room: Tensor, eps: Tensor) -> Tensor:
 
 
 def threat_region(
-    x: Tensor, eps: Tensor | float, norm: Norm, lower: Tensor | float = 0.0, upper: Tensor | float = 1.0
+    x: Tensor,
+    eps: Tensor | float,
+    norm: Norm,
+    lower: Tensor | float = 0.0,
+    upper: Tensor | float = 1.0,
 ) -> Region:
     """The norm ball of radius ``eps`` around ``x (n, *shape)`` cut with the domain's box.
 
@@ -241,7 +248,9 @@ def threat_region(
     Raises:
         ValueError: ``x`` lies outside its domain, ``eps`` is negative or the norm unknown.
     """
-    low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (lower, upper))
+    low, high = (
+        torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (lower, upper)
+    )
     radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     if bool((radius < 0).any()):
         raise ValueError(f"eps must be >= 0; got {float(radius.min())}")

@@ -24,7 +24,9 @@ def onnx_runtime(path: str | os.PathLike[str]) -> Runtime:
         if session is None:
             import onnxruntime
 
-            session = onnxruntime.InferenceSession(os.fspath(path), providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                os.fspath(path), providers=["CPUExecutionProvider"]
+            )
         names = {o.name for o in session.get_overridable_initializers()}
         info = next(i for i in session.get_inputs() if i.name not in names)
         shape = [d if isinstance(d, int) and d > 0 else 1 for d in info.shape]

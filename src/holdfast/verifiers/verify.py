@@ -18,7 +18,6 @@ from holdfast.verifiers.problem import Certificate, Counterexample, Property, Ve
 from holdfast.verifiers.replay import Runtime, graph_runtime, onnx_runtime
 from holdfast.verifiers.search import Search
 
-
 # Networks with at most so many varying inputs are split there; halving one of more inputs gains little.
 FEW_INPUTS = 12
 
@@ -61,17 +60,27 @@ def verify(
     if isinstance(outcome, Counterexample):
         return Verdict("sat", outcome, None, seconds, search.domains)
     if outcome == "unsat":
-        proof = Certificate(tuple(search.leaves), search.input_splits, search.bounds) if certificate else None
+        proof = (
+            Certificate(tuple(search.leaves), search.input_splits, search.bounds)
+            if certificate
+            else None
+        )
         return Verdict("unsat", None, proof, seconds, search.domains, search.lower)
-    return Verdict("timeout", None, None, seconds, search.domains, search.lower, f"no answer in {timeout_s} s")
+    return Verdict(
+        "timeout", None, None, seconds, search.domains, search.lower, f"no answer in {timeout_s} s"
+    )
 
 
-def _load(network: str | os.PathLike[str] | Graph | nn.Module, example: Tensor | None) -> tuple[Graph, Runtime]:
+def _load(
+    network: str | os.PathLike[str] | Graph | nn.Module, example: Tensor | None
+) -> tuple[Graph, Runtime]:
     if isinstance(network, Graph):
         return network, graph_runtime(network)
     if isinstance(network, nn.Module):
         if example is None:
-            raise ValueError("a module needs example= inputs with a batch axis, to know their shape")
+            raise ValueError(
+                "a module needs example= inputs with a batch axis, to know their shape"
+            )
         graph = capture(network, example, fold=False)
         return graph, graph_runtime(graph)
     return read_onnx(network, fold=False), onnx_runtime(network)
@@ -132,7 +141,9 @@ def _attack(search: Search) -> Counterexample | None:
     if found is not None:
         return found
     order = worst.reshape(len(rows.lower), -1).argsort(1)[:, :8]
-    pick = (order + torch.arange(len(order)).unsqueeze(1) * worst.reshape(len(order), -1).shape[1]).flatten()
+    pick = (
+        order + torch.arange(len(order)).unsqueeze(1) * worst.reshape(len(order), -1).shape[1]
+    ).flatten()
     at = clause[pick]
     best, _ = descend(search.single, rows, at, x[pick], rows.lower[at], rows.upper[at], 20)
     return search.check(at, best)

@@ -38,6 +38,8 @@ def aten_batch_norm(call: Call) -> list[Ref]:
     weight, bias, mean, var = (call.constant(i) for i in range(1, 5))
     if mean is None or var is None or (call.name == "batch_norm" and call.args[5]):
         raise call.error("has no stored statistics; samples of a batch would depend on each other")
-    eps = float(call.args[6] if call.name == "_native_batch_norm_legit_no_training" else call.args[7])
+    eps = float(
+        call.args[6] if call.name == "_native_batch_norm_legit_no_training" else call.args[7]
+    )
     out = _normalise(call, weight, bias, mean, var, eps)
     return [out] if call.name != "batch_norm" else out  # type: ignore[return-value]

@@ -58,8 +58,13 @@ class Conv(Affine):
         extra = [
             size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
             for size, out, s, p, d, k in zip(
-                shape[1:], flat.shape[2:], self.stride, self.padding, self.dilation,
-                self.weight.shape[2:], strict=True,
+                shape[1:],
+                flat.shape[2:],
+                self.stride,
+                self.padding,
+                self.dilation,
+                self.weight.shape[2:],
+                strict=True,
             )
         ]
         backward = _BACKWARD[len(self.stride)]
@@ -68,13 +73,18 @@ class Conv(Affine):
         )
         return Pulled((pulled.reshape(*A.shape[:2], *shape),), A.flatten(3).sum(3) @ self.bias)
 
-
     def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
         """Transposed convolution of the windows alone; what falls on padding is dropped."""
         zeros, no_extra = (0,) * len(self.stride), (0,) * len(self.stride)
         backward = _BACKWARD[len(self.stride)]
         A = backward(
-            window.A.flatten(0, 1), self.weight, None, self.stride, zeros, no_extra, self.groups,
+            window.A.flatten(0, 1),
+            self.weight,
+            None,
+            self.stride,
+            zeros,
+            no_extra,
+            self.groups,
             self.dilation,
         )
         A = A.reshape(*window.A.shape[:2], *A.shape[1:])
@@ -136,9 +146,10 @@ def aten_conv(call: Call) -> Ref:
     bias = call.constant(2) if len(call.args) > 2 else None
     assert weight is not None
     rank = weight.dim() - 2
-    stride, padding = (tuple(_full(call.ints(i, n, [d]), rank)) for i, n, d in (
-        (3, "stride", 1), (4, "padding", 0)
-    ))
+    stride, padding = (
+        tuple(_full(call.ints(i, n, [d]), rank))
+        for i, n, d in ((3, "stride", 1), (4, "padding", 0))
+    )
     dilation = tuple(_full(call.ints(5, "dilation", [1]), rank))
     if call.name == "convolution":
         groups = int(call.args[8])

@@ -33,7 +33,14 @@ class ConvTranspose(Affine):
     def _apply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         forward = _FORWARD[len(self.stride)]
         return forward(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
+            x,
+            weight,
+            bias,
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.groups,
+            self.dilation,
         )
 
     def run(self, *xs: Tensor) -> Tensor:
@@ -56,7 +63,13 @@ class ConvTranspose(Affine):
         shape = boxes[0].lower.shape[1:]
         backward = _BACKWARD[len(self.stride)]
         pulled = backward(
-            A.flatten(0, 1), self.weight, None, self.stride, self.padding, self.dilation, self.groups
+            A.flatten(0, 1),
+            self.weight,
+            None,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
         )
         # Output padding can make the plain transpose longer than the input; the rest reads nothing.
         pulled = pulled[(slice(None), slice(None), *(slice(0, s) for s in shape[1:]))]
@@ -92,8 +105,14 @@ def onnx_conv_transpose(call: Call) -> Ref:
         raise call.error("only symmetric explicit padding is supported")
     ones = [1] * rank
     return transposed(
-        call, call.ref(), weight, bias, tuple(call.ints(9, "strides", ones)), tuple(pads[:rank]),
-        tuple(call.ints(9, "dilations", ones)), tuple(call.ints(9, "output_padding", [0] * rank)),
+        call,
+        call.ref(),
+        weight,
+        bias,
+        tuple(call.ints(9, "strides", ones)),
+        tuple(pads[:rank]),
+        tuple(call.ints(9, "dilations", ones)),
+        tuple(call.ints(9, "output_padding", [0] * rank)),
         int(call.attributes.get("group", 1)),
     )
 
@@ -111,6 +130,13 @@ def aten_conv_transpose(call: Call) -> Ref:
         return tuple(values * rank if len(values) == 1 else values)
 
     return transposed(
-        call, call.ref(), weight, bias, full(3, "stride", 1), full(4, "padding", 0),
-        full(7, "dilation", 1), full(5, "output_padding", 0), int(call.get(6, "groups", 1)),
+        call,
+        call.ref(),
+        weight,
+        bias,
+        full(3, "stride", 1),
+        full(4, "padding", 0),
+        full(7, "dilation", 1),
+        full(5, "output_padding", 0),
+        int(call.get(6, "groups", 1)),
     )

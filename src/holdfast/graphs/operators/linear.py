@@ -65,7 +65,9 @@ def addmm(call: Call) -> Ref:
     assert bias is not None and weight is not None
     weight = weight.T * call.attributes.get("alpha", 1)
     bias = bias * call.attributes.get("beta", 1)
-    return call.emit(Linear(weight.contiguous(), bias.expand(len(weight)).contiguous()), call.ref(1))
+    return call.emit(
+        Linear(weight.contiguous(), bias.expand(len(weight)).contiguous()), call.ref(1)
+    )
 
 
 @aten("linear")

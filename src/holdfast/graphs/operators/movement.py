@@ -11,10 +11,32 @@ from holdfast.graphs.operators.take import take
 
 
 @aten(
-    "permute", "transpose", "t", "slice", "select", "index_select", "unsqueeze", "squeeze", "expand",
-    "flip", "roll", "repeat", "pixel_shuffle", "pixel_unshuffle", "narrow", "unfold", "movedim",
-    "gather", "tile", "diagonal", "expand_copy", "permute_copy", "unsqueeze_copy", "squeeze_copy",
-    "slice_copy", "select_copy",
+    "permute",
+    "transpose",
+    "t",
+    "slice",
+    "select",
+    "index_select",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "flip",
+    "roll",
+    "repeat",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "narrow",
+    "unfold",
+    "movedim",
+    "gather",
+    "tile",
+    "diagonal",
+    "expand_copy",
+    "permute_copy",
+    "unsqueeze_copy",
+    "squeeze_copy",
+    "slice_copy",
+    "select_copy",
 )
 def rearrange(call: Call) -> Ref:
     """Any rearrangement ATen knows, applied to the positions themselves."""
@@ -81,7 +103,11 @@ def onnx_pad(call: Call) -> Ref:
     ref = call.ref()
     pads = call.ints(1, "pads")
     constant = call.constant(2, "value") if call.opset >= 11 else None
-    value = float(call.attributes.get("value", 0.0)) if constant is None else float(constant.flatten()[0])
+    value = (
+        float(call.attributes.get("value", 0.0))
+        if constant is None
+        else float(constant.flatten()[0])
+    )
     rank = len(pads) // 2
     widths: list[int] = []
     for axis in reversed(range(rank)):

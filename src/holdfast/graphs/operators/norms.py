@@ -47,12 +47,16 @@ def onnx_layer_norm(call: Call) -> Ref:
     """Over the axes from ``axis`` on."""
     ref = call.ref()
     first = call.axis(int(call.attributes.get("axis", -1)), ref)
-    out = normalise(call, ref, range(first, len(ref.shape)), float(call.attributes.get("epsilon", 1e-5)))
+    out = normalise(
+        call, ref, range(first, len(ref.shape)), float(call.attributes.get("epsilon", 1e-5))
+    )
     bias = call.constant(2) if len(call.args) > 2 else None
     return _affine(call, out, call.constant(1), bias)
 
 
-def _grouped(call: Call, ref: Ref, groups: int, eps: float, weight: Tensor | None, bias: Tensor | None) -> Ref:
+def _grouped(
+    call: Call, ref: Ref, groups: int, eps: float, weight: Tensor | None, bias: Tensor | None
+) -> Ref:
     shape = (groups, ref.shape[0] // groups * math.prod(ref.shape[1:]))
     out = reshape(call, normalise(call, reshape(call, ref, shape), [1], eps), ref.shape)
     per_channel = (-1, *[1] * (len(ref.shape) - 1))
@@ -65,9 +69,18 @@ def group_norm(call: Call) -> list[Ref] | Ref:
     """Over groups of channels."""
     ref = call.ref()
     if call.name == "group_norm":
-        groups, weight, bias, eps = int(call.args[1]), call.constant(2), call.constant(3), float(call.get(4, "eps", 1e-5))
+        groups, weight, bias, eps = (
+            int(call.args[1]),
+            call.constant(2),
+            call.constant(3),
+            float(call.get(4, "eps", 1e-5)),
+        )
         return _grouped(call, ref, groups, eps, weight, bias)
-    return [_grouped(call, ref, int(call.args[6]), float(call.args[7]), call.constant(1), call.constant(2))]
+    return [
+        _grouped(
+            call, ref, int(call.args[6]), float(call.args[7]), call.constant(1), call.constant(2)
+        )
+    ]
 
 
 @onnx("InstanceNormalization")
@@ -84,7 +97,9 @@ def aten_instance_norm(call: Call) -> Ref:
     if not call.args[5]:
         raise call.error("stored statistics are not supported here; use batch norm")
     ref = call.ref()
-    return _grouped(call, ref, ref.shape[0], float(call.args[7]), call.constant(1), call.constant(2))
+    return _grouped(
+        call, ref, ref.shape[0], float(call.args[7]), call.constant(1), call.constant(2)
+    )
 
 
 @aten("var")

@@ -66,7 +66,10 @@ def build_hard(call: Call) -> Ref:
     ref = call.ref()
     alpha, beta = 1 / 6, 0.5
     if call.name == "HardSigmoid":
-        alpha, beta = float(call.attributes.get("alpha", 0.2)), float(call.attributes.get("beta", 0.5))
+        alpha, beta = (
+            float(call.attributes.get("alpha", 0.2)),
+            float(call.attributes.get("beta", 0.5)),
+        )
     gate = clamp(call, scale(call, ref, alpha, beta), 0.0, 1.0)
     if call.name in ("HardSigmoid", "hardsigmoid"):
         return gate

@@ -17,7 +17,9 @@ from holdfast.graphs.operators.sum import reduce_sum
 from holdfast.graphs.operators.take import take
 
 
-def _window_starts(size: int, k: int, s: int, d: int, pads: tuple[int, int], ceil: bool) -> list[int]:
+def _window_starts(
+    size: int, k: int, s: int, d: int, pads: tuple[int, int], ceil: bool
+) -> list[int]:
     """First position of every window along one axis, in unpadded coordinates."""
     span = size + sum(pads) - d * (k - 1) - 1
     count = (math.ceil(span / s) if ceil else span // s) + 1
@@ -26,8 +28,13 @@ def _window_starts(size: int, k: int, s: int, d: int, pads: tuple[int, int], cei
 
 
 def max_pool(
-    call: Call, ref: Ref, kernel: list[int], stride: list[int], pads: list[int],
-    dilation: list[int], ceil: bool,
+    call: Call,
+    ref: Ref,
+    kernel: list[int],
+    stride: list[int],
+    pads: list[int],
+    dilation: list[int],
+    ceil: bool,
 ) -> Ref:
     """Append windows and the largest of each; padding repeats an element of the window."""
     rank = len(kernel)
@@ -57,8 +64,13 @@ def _largest(call: Call, windows: Ref) -> Ref:
 
 
 def average_pool(
-    call: Call, ref: Ref, kernel: list[int], stride: list[int], pads: list[int],
-    count_padding: bool, divisor: int | None = None,
+    call: Call,
+    ref: Ref,
+    kernel: list[int],
+    stride: list[int],
+    pads: list[int],
+    count_padding: bool,
+    divisor: int | None = None,
 ) -> Ref:
     """Append a depthwise convolution with equal weights."""
     ref, padding = split_padding(call, ref, pads) if count_padding or not any(pads) else (ref, None)
@@ -108,7 +120,9 @@ def _refuse_ragged(
         raise call.error("average pooling with ceil_mode and incomplete windows is not supported")
 
 
-@aten("max_pool2d_with_indices", "max_pool1d", "max_pool2d", "max_pool3d", "max_pool3d_with_indices")
+@aten(
+    "max_pool2d_with_indices", "max_pool1d", "max_pool2d", "max_pool3d", "max_pool3d_with_indices"
+)
 def aten_max_pool(call: Call) -> list[Ref] | Ref:
     """ATen maximum pooling; the indices are not available."""
     ref = call.ref()

@@ -79,7 +79,8 @@ class _Positive(Curve):
         lines = super().relax(lower, upper, parameters)
         assert lines.lower_intercept is not None and lines.upper_intercept is not None
         low, high = (
-            torch.where(lower > 0, c, torch.nan) for c in (lines.lower_intercept, lines.upper_intercept)
+            torch.where(lower > 0, c, torch.nan)
+            for c in (lines.lower_intercept, lines.upper_intercept)
         )
         return Lines(lines.lower_slope, low, lines.upper_slope, high)
 
@@ -152,7 +153,9 @@ def power(call: Call, ref: Ref, exponent: float) -> Ref:
     if exponent == 4.0:
         return call.emit(Square(), call.emit(Square(), ref))
     if exponent not in kinds:
-        raise call.error(f"exponent {exponent} is not supported; known are {sorted([1.0, 4.0, *kinds])}")
+        raise call.error(
+            f"exponent {exponent} is not supported; known are {sorted([1.0, 4.0, *kinds])}"
+        )
     return call.emit(kinds[exponent](), ref)
 
 
@@ -165,7 +168,14 @@ def reciprocal(call: Call, ref: Ref) -> Ref:
 @aten("exp", "log", "sqrt", "reciprocal", "rsqrt", "square")
 def build(call: Call) -> Ref:
     """Elementwise."""
-    kinds = {"exp": Exp, "log": Log, "sqrt": Sqrt, "reciprocal": Reciprocal, "rsqrt": Rsqrt, "square": Square}
+    kinds = {
+        "exp": Exp,
+        "log": Log,
+        "sqrt": Sqrt,
+        "reciprocal": Reciprocal,
+        "rsqrt": Rsqrt,
+        "square": Square,
+    }
     return call.emit(kinds[call.name.lower()](), call.ref())
 
 

@@ -26,9 +26,11 @@ class Product(Operator):
     def interval(self, *boxes: Box) -> Box:
         """The four corners decide."""
         x, y = boxes
-        corners = torch.stack(torch.broadcast_tensors(
-            x.lower * y.lower, x.lower * y.upper, x.upper * y.lower, x.upper * y.upper
-        ))
+        corners = torch.stack(
+            torch.broadcast_tensors(
+                x.lower * y.lower, x.lower * y.upper, x.upper * y.lower, x.upper * y.upper
+            )
+        )
         return Box(corners.amin(0), corners.amax(0))
 
     def magnitude(self, *boxes: Box) -> Tensor:

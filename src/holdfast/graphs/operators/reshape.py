@@ -46,7 +46,9 @@ def _resolve(call: Call, ref: Ref, shape: Sequence[int]) -> Ref:
     for s in ref.shape:
         size *= s
     full = (1, *ref.shape)
-    target = [full[i] if s == 0 and call.opset and i < len(full) else s for i, s in enumerate(shape)]
+    target = [
+        full[i] if s == 0 and call.opset and i < len(full) else s for i, s in enumerate(shape)
+    ]
     known = 1
     for s in target:
         known *= s if s != -1 else 1
@@ -85,7 +87,16 @@ def flatten(call: Call) -> Ref:
 
 
 @onnx("Identity", "Dropout", "Cast")
-@aten("alias", "clone", "detach", "dropout", "contiguous", "_to_copy", "lift_fresh_copy", "native_dropout")
+@aten(
+    "alias",
+    "clone",
+    "detach",
+    "dropout",
+    "contiguous",
+    "_to_copy",
+    "lift_fresh_copy",
+    "native_dropout",
+)
 def identity(call: Call) -> Ref:
     """Nothing happens in evaluation mode."""
     return call.ref()

@@ -45,7 +45,6 @@ class Scale(Affine):
             constant = dot(A, self.offset.expand(1, 1, *A.shape[2:]))
         return Pulled((A * self.factor,), constant)
 
-
     def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
         """Scaled coefficients; constants are read where the windows are."""
         shape = boxes[0].lower.shape[1:]

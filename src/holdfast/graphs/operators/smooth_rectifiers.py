@@ -114,10 +114,16 @@ def build_elu(call: Call) -> Ref:
     """``scale max(z, 0) + scale alpha min(exp(c z) - 1, 0)`` with ``alpha c = 1``."""
     alpha, factor, inner = 1.0, 1.0, 1.0
     if call.opset:
-        alpha = float(call.attributes.get("alpha", 1.6732632423543772 if call.name == "Selu" else 1.0))
-        factor = float(call.attributes.get("gamma", 1.0507009873554805)) if call.name == "Selu" else 1.0
+        alpha = float(
+            call.attributes.get("alpha", 1.6732632423543772 if call.name == "Selu" else 1.0)
+        )
+        factor = (
+            float(call.attributes.get("gamma", 1.0507009873554805)) if call.name == "Selu" else 1.0
+        )
     elif call.name == "elu":
-        alpha, factor, inner = (float(call.get(i + 1, n, 1.0)) for i, n in enumerate(("alpha", "scale", "input_scale")))
+        alpha, factor, inner = (
+            float(call.get(i + 1, n, 1.0)) for i, n in enumerate(("alpha", "scale", "input_scale"))
+        )
     elif call.name == "selu":
         alpha, factor = 1.6732632423543772, 1.0507009873554805
     else:
@@ -139,4 +145,6 @@ def _kinked(call: Call, ref: Ref, alpha: float) -> Ref:
     smooth = call.emit(Elu(), ref)
     if alpha == 1.0:
         return smooth
-    return add(call, scale(call, smooth, alpha, 0.0), scale(call, relu(call, ref), 1.0 - alpha, 0.0))
+    return add(
+        call, scale(call, smooth, alpha, 0.0), scale(call, relu(call, ref), 1.0 - alpha, 0.0)
+    )

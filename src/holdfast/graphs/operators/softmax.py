@@ -23,7 +23,9 @@ def build(call: Call) -> Ref:
         axis = 1
     position = call.axis(axis, ref)
     if 0 < call.opset < 13 and position != len(ref.shape) - 1:
-        raise call.error("before opset 13, softmax over flattened axes is supported for the last axis only")
+        raise call.error(
+            "before opset 13, softmax over flattened axes is supported for the last axis only"
+        )
     s = ref.shape
     rows = reshape(call, ref, (*s[:position], 1, *s[position:]))
     columns = reshape(call, ref, (*s[: position + 1], 1, *s[position + 1 :]))

@@ -32,7 +32,8 @@ class Sine(Activation):
         top = _contains(lower, upper, math.pi / 2)
         bottom = _contains(lower, upper, -math.pi / 2)
         return Box(
-            torch.where(bottom, -1.0, torch.minimum(*ends)), torch.where(top, 1.0, torch.maximum(*ends))
+            torch.where(bottom, -1.0, torch.minimum(*ends)),
+            torch.where(top, 1.0, torch.maximum(*ends)),
         )
 
     def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
@@ -49,9 +50,12 @@ class Sine(Activation):
             # for intervals up to one period, and wider intervals have slope zero.
             first = root + 2 * math.pi * torch.ceil((lower - root) / (2 * math.pi))
             at += [first, first + 2 * math.pi]
-        values = torch.stack([
-            torch.where((z >= lower) & (z <= upper), z.sin() - k * z, lower.sin() - k * lower) for z in at
-        ])
+        values = torch.stack(
+            [
+                torch.where((z >= lower) & (z <= upper), z.sin() - k * z, lower.sin() - k * lower)
+                for z in at
+            ]
+        )
         slack = 1e-12 * (1 + torch.maximum(lower.abs(), upper.abs()))
         return Lines(k, values.amin(0) - slack, k, values.amax(0) + slack)
 
