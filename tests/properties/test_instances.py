@@ -34,13 +34,16 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "sat.vnnlib").write_text(BOX + "(assert (>= Y_0 0.25))")
     (tmp_path / "unsat.vnnlib").write_text(BOX + "(assert (>= Y_0 0.75))")
     (tmp_path / "empty.vnnlib").write_text(BOX + "(assert (>= X_0 2))")
+    (tmp_path / "box.vnnlib").write_text(BOX)
     (tmp_path / "bad.vnnlib").write_text(BOX + "(assert (>= X_7 2))")
-    lines = [f"net.onnx,{name}.vnnlib,20" for name in ("sat", "unsat", "empty", "bad", "unsat")]
+    lines = [
+        f"net.onnx,{name}.vnnlib,20" for name in ("sat", "unsat", "empty", "bad", "unsat", "box")
+    ]
     (tmp_path / "instances.csv").write_text("\n".join([*lines, "none.onnx,sat.vnnlib,20"]))
     return tmp_path
 
 
-WANTED = ["sat", "unsat", "unsat", "error", "unsat", "error"]
+WANTED = ["sat", "unsat", "unsat", "error", "unsat", "sat", "error"]
 
 
 def test_every_instance_has_its_answer(folder: Path):
@@ -56,7 +59,7 @@ def test_every_instance_has_its_answer(folder: Path):
     answer = (folder / "found" / "0.txt").read_text()
     assert answer.startswith("sat\n((X_0 ")
     assert holds(query.text, *parse_counterexample(query, answer))
-    assert len((folder / "out.csv").read_text().splitlines()) == 7
+    assert len((folder / "out.csv").read_text().splitlines()) == 8
 
 
 @pytest.mark.parametrize("n_bytes", [0, 30, 80, 120, 200, 10_000])
@@ -68,7 +71,7 @@ def test_a_run_resumes_behind_the_last_whole_line(folder: Path, n_bytes: int):
     assert [o.result for o in again] == [o.result for o in whole] == WANTED
     assert sum(o.is_resumed for o in again) == max(0, data.count(b"\n") - 1)
     rows = (folder / "out.csv").read_text().splitlines()
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert all(row.count(",") >= 7 for row in rows)
 
 

@@ -46,6 +46,11 @@ def test_box_and_output_rows():
     assert (query.n_inputs, query.n_outputs, query.version) == (2, 2, "1.0")
 
 
+def test_a_clause_without_outputs_is_violated_all_over_its_box():
+    (clause,) = parse_vnnlib(declare() + BOX).prop.clauses
+    assert clause.is_violated(np.zeros(2), np.full(2, 1e9))
+
+
 def test_boxes_inside_disjuncts_are_cut_with_the_common_box():
     text = "(assert (or (and (<= X_0 0) (<= Y_0 0)) (and (>= X_0 0.5) (>= Y_0 1))))"
     first, second = parse_vnnlib(declare() + BOX + text).prop.clauses

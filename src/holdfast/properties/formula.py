@@ -37,6 +37,10 @@ class Row:
     strict: bool = False
 
 
+ALWAYS = Row({}, Fraction(-1))
+"""Holds everywhere: the row of a clause that constrains nothing but inputs."""
+
+
 @dataclass(frozen=True, slots=True)
 class And:
     """All of the parts hold."""
@@ -107,7 +111,7 @@ class Assembler:
         lower, upper = box(self.base, bounds)
         if (lower > upper).any() or contradictory(rows):
             return None
-        rows = [row for row in rows if row.terms]
+        rows = [row for row in rows if row.terms] or [ALWAYS]
         of_outputs = np.zeros((len(rows), self.n_outputs))
         of_inputs = np.zeros((len(rows), self.n_inputs))
         constants = np.zeros(len(rows))
