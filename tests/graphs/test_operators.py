@@ -1,3 +1,4 @@
+# ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 import dataclasses
 
 import pytest
@@ -41,7 +42,7 @@ def violation(graph, x, eps, norm):
     worst = -torch.inf
     for method in ("interval", "crown"):
         state = propagate(graph, region, method)
-        for node, value, box in zip(graph.nodes, values, state.boxes, strict=True):
+        for value, box in zip(values, state.boxes, strict=True):
             value = value.reshape(len(inputs), *box.lower.shape)
             worst = max(worst, float((box.lower - value).max()), float((value - box.upper).max()))
         size = graph.nodes[-1].size

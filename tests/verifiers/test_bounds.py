@@ -1,8 +1,10 @@
+# ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 import pytest
 import torch
 from torch import nn
 
 from holdfast.graphs.torch_capture import capture
+from holdfast.verifiers import propagation
 from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.bounds import bounds, margins
 from holdfast.verifiers.propagation import propagate
@@ -117,3 +119,20 @@ def test_sharpened_boxes_are_tighter_and_hold(net, x):
 def test_unknown_method_is_refused(net, x):
     with pytest.raises(ValueError, match="allowed: interval"):
         bounds(net, x, 0.1, method="magic")
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5), ("l1", 1.0), ("l0", 3)])
+def test_windows_give_the_bounds_of_dense_coefficients(norm, eps, monkeypatch):
+    torch.manual_seed(5)
+    layers = [nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 3, 3, 1, 1), nn.ReLU()]
+    graph = capture(nn.Sequential(*layers).eval(), torch.rand(1, 2, 9, 8), fold=False)
+    graph = graph.to(torch.float64)
+    # A single sample: dense coefficients then handle exactly the loose elements, as windows do.
+    region = threat_region(torch.rand(1, 2, 9, 8, dtype=torch.float64), eps, norm)
+    kept = propagate(graph, region)
+    assert bool((kept.boxes[3].lower > propagate(graph, region, "interval").boxes[3].lower).any())
+    monkeypatch.setattr(propagation, "windowed", lambda *_: None)
+    dense = propagate(graph, region)
+    for a, b in zip(kept.boxes, dense.boxes, strict=True):
+        torch.testing.assert_close(a.lower, b.lower, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(a.upper, b.upper, atol=1e-12, rtol=1e-12)

@@ -1,3 +1,4 @@
+# ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 import numpy as np
 import pytest
 import torch

@@ -1,11 +1,13 @@
 """Lines below and above smooth functions of one variable, for any function with known inflections.
 
-A function is described by its value, its derivative and the points where its curvature changes sign.
-For any slope ``k``, ``f(z) - k z`` attains its least value over ``[l, u]`` at an end or, within a convex
-piece, where ``f'(z) = k``, which bisection finds since ``f'`` increases there. A
-tangent at the point found lies below the piece whatever the bisection's error, so lines are sound for every slope; only the
-choice of the slope is heuristic. The area under the lower line is largest for the line that
-supports the convex envelope at the centre of the interval, whose slope is found from samples.
+A function is described by its value, its derivative and the points where its curvature changes
+sign.
+For any slope ``k``, ``f(z) - k z`` attains its least value over ``[l, u]`` at an end or, within a
+convex piece, where ``f'(z) = k``, which bisection finds since ``f'`` increases there. A
+tangent at the point found lies below the piece whatever the bisection's error, so lines are sound
+for every slope; only the choice of the slope is heuristic. The area under the lower line is
+largest for the line that supports the convex envelope at the centre of the interval, whose slope
+is found from samples.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ BISECTIONS = 30
 class Curve(Activation):
     """A smooth function; subclasses give ``run``, ``derivative`` and where curvature changes.
 
-    Its two parameters move the slopes of the lower and the upper line from the default (0.5) towards
-    the derivatives at the lower (0) and the upper end (1).
+    Its two parameters move the slopes of the lower and the upper line from the default (0.5)
+    towards the derivatives at the lower (0) and the upper end (1).
     """
 
     n_parameters: ClassVar[int] = 2
@@ -44,12 +46,10 @@ class Curve(Activation):
     def interval(self, *boxes: Box) -> Box:
         """Values at the ends and at extrema between them."""
         lower, upper = boxes[0]
-        ends = [self.run(lower), self.run(upper)]
-        for point in self.extrema:
-            ends.append(
-                self.run(torch.minimum(torch.maximum(lower, lower.new_tensor(point)), upper))
-            )
-        stacked = torch.stack(ends)
+        inside = [
+            torch.minimum(torch.maximum(lower, lower.new_tensor(p)), upper) for p in self.extrema
+        ]
+        stacked = torch.stack([self.run(z) for z in (lower, upper, *inside)])
         return Box(stacked.amin(0), stacked.amax(0))
 
     def is_loose(self, box: Box) -> Tensor:
@@ -127,7 +127,8 @@ class Curve(Activation):
                 rising = sign * self.derivative(middle) < slope
                 low, high = torch.where(rising, middle, low), torch.where(rising, high, middle)
             point = (low + high) / 2
-        # f >= tangent at the point; the tangent minus the line is linear, least at an end of the piece.
+        # f >= tangent at the point; the tangent minus the line is linear, least at an end of the
+        # piece.
         value, tilt = sign * self.run(point) - slope * point, sign * self.derivative(point) - slope
         least = value + torch.minimum(tilt * (a - point), tilt * (b - point))
         return torch.where(empty, torch.inf, least)

@@ -1,4 +1,5 @@
 """A small typed graph: nodes in topological order, run with or without gradients."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

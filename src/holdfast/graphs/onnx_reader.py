@@ -93,9 +93,9 @@ def _read_node(
     place = node.name or f"{node.op_type}_{position}"
     args = [values.get(name) if name else None for name in node.input]
     if not any(isinstance(a, Ref) for a in args):
-        results: Any = _evaluate(node, [a for a in args])
+        results: Any = _evaluate(node, list(args))
     elif node.op_type == "Shape":
-        results = torch.tensor([1, *args[0].shape])
+        results = torch.tensor([1, *values[node.input[0]].shape])
     else:
         build = known("onnx").get(node.op_type)
         if build is None:

@@ -5,6 +5,7 @@ Linear relaxations are pulled back: given coefficients ``A (n, k, *out)`` of exp
 ``c (n, k)`` with ``A . op(z) >= A' . z + c`` for all ``z`` in the boxes. Upper bounds are lower
 bounds of the negated expression, so there is one direction only.
 """
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ class Operator(ABC):
         """
 
     def wobble(self, boxes: Sequence[Box], box: Box, magnitude: Tensor) -> Box:
-        """What the rounding of ``interval``'s lower and upper ends scales with, ``(n, *out)`` each."""
+        """What rounding of ``interval``'s two ends scales with, ``(n, *out)`` each."""
         return Box(magnitude, magnitude)
 
     def is_loose(self, box: Box) -> Tensor:
@@ -93,12 +94,12 @@ class Operator(ABC):
 
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Self:
         """The operator with its floating-point weights in another precision or place."""
-        moved = {}
-        for field in fields(self):  # type: ignore[arg-type]
-            value = getattr(self, field.name)
+        moved: dict[str, Tensor] = {}
+        for name in (f.name for f in fields(self)):  # type: ignore[arg-type]
+            value = getattr(self, name)
             if isinstance(value, Tensor):
                 target = dtype if value.is_floating_point() else value.dtype
-                moved[field.name] = value.to(dtype=target, device=device)
+                moved[name] = value.to(dtype=target, device=device)
         return replace(self, **moved)  # type: ignore[type-var]
 
 
@@ -106,8 +107,6 @@ class Affine(Operator):
     """An operator that is affine in all its inputs together: relaxed without loss."""
 
     is_affine = True
-    has_offset: ClassVar[bool] = True
-    """Whether zero inputs may give outputs other than zero."""
 
     def interval(self, *boxes: Box) -> Box:
         """Valid for operators whose coefficients are all >= 0; others override it."""
@@ -116,27 +115,6 @@ class Affine(Operator):
     def magnitude(self, *boxes: Box) -> Tensor | None:
         """Valid for operators whose coefficients are all >= 0 and whose offset is zero."""
         return self.run(*(b.magnitude() for b in boxes))
-
-    def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
-        """The transpose of the operator, and its offset."""
-        shapes = [b.lower.shape[1:] for b in boxes]
-        flat = A.flatten(0, 1)
-        parts = self.transpose(flat, shapes)
-        coefficients = tuple(
-            p.reshape(*A.shape[:2], *s) for p, s in zip(parts, shapes, strict=True)
-        )
-        if not self.has_offset:
-            return Pulled(coefficients, None)
-        zeros = [A.new_zeros(1, *s) for s in shapes]
-        return Pulled(
-            coefficients, torch.mv(flat.flatten(1), self.run(*zeros).flatten()).view(A.shape[:2])
-        )
-
-    def transpose(self, A: Tensor, shapes: Sequence[torch.Size]) -> tuple[Tensor, ...]:
-        """Transposed linear part: ``(b, *out)`` to ``(b, *in)`` for every input."""
-        zeros = [A.new_zeros(A.shape[0], *s) for s in shapes]
-        _, pullback = torch.func.vjp(self.run, *zeros)
-        return pullback(A)
 
 
 class Lines(NamedTuple):
@@ -201,8 +179,9 @@ class Activation(Operator):
         lines = self.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), None)
         z = box.magnitude()
         total = self.interval(box).magnitude() + z
-        for slope, intercept in (lines[:2], lines[2:]):
+        for slope in (lines.lower_slope, lines.upper_slope):
             total = total + slope.squeeze(1).abs() * z
+        for intercept in (lines.lower_intercept, lines.upper_intercept):
             if intercept is not None:
                 total = total + intercept.squeeze(1).abs()
         return total

@@ -28,7 +28,7 @@ class Window(NamedTuple):
     sample: Tensor
 
     def positions(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Flat spatial positions ``(r, *window)`` clamped to the map, and a mask of those inside."""
+        """Flat positions ``(r, *window)`` clamped to the map, and a mask of those inside."""
         flat = self.origin.new_zeros(())
         inside = torch.ones((), dtype=torch.bool, device=self.A.device)
         axes = len(shape)
@@ -42,7 +42,7 @@ class Window(NamedTuple):
         return flat, inside
 
     def gather(self, full: Tensor) -> Tensor:
-        """The part of a map ``(n, channels, *spatial)`` in each window, ``(r, channels, *window)``."""
+        """What each window shows of a map ``(n, channels, *spatial)``: like ``A[:, 0]``."""
         flat, _ = self.positions(full.shape[2:])
         picked = full.flatten(2).transpose(1, 2)[self.sample[:, None], flat.flatten(1)]
         return picked.transpose(1, 2).reshape(len(self.A), *self.A.shape[2:])

@@ -1,10 +1,12 @@
 """Branch and bound over activations (beta-CROWN), for networks with many inputs.
 
-A domain is a clause with some neurons' ranges cut in two. Its bound is optimised over slopes and the
-multipliers of its cuts in float32 and, once it seems positive, evaluated in float64 with rounding errors.
-Neurons to cut are chosen by filtered smart branching (De Palma et al., 2021, arXiv:2104.06718): a cheap
-score picks candidates, both halves of each are bounded once, the best worse half wins.
+A domain is a clause with some neurons' ranges cut in two. Its bound is optimised over slopes and
+the multipliers of its cuts in float32 and, once it seems positive, evaluated in float64 with
+rounding errors.
+Neurons to cut are chosen by filtered smart branching (De Palma et al., 2021, arXiv:2104.06718): a
+cheap score picks candidates, both halves of each are bounded once, the best worse half wins.
 """
+# ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ from holdfast.verifiers.search import Search
 ROOT_STEPS = 60
 SHARPEN_STEPS = 12
 DOMAIN_STEPS = 12
-# Elements of all activations of a batch of domains; a few megabytes fit the caches of small machines.
+# Elements of all activations of a batch of domains; a few megabytes fit the caches of small
+# machines.
 BATCH_ELEMENTS = 1 << 17
 
 
@@ -49,7 +52,8 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
         clauses: Positions of the clauses in the property ``(c,)``.
 
     Returns:
-        A counterexample, True when all clauses are proven, False without time, None when no cut is left.
+        A counterexample, True when all clauses are proven, False without time, None when no cut is
+        left.
     """
     root, open_clauses = _root(search, clauses, None)
     # Certificates rest on the default rule for bounds, which their checker can follow by itself.

@@ -1,9 +1,11 @@
 """Optimised relaxations: alpha-CROWN (Xu et al., 2021, arXiv:2011.13824) and beta-CROWN.
 
 Every relaxation offers free choices in [0, 1] and every split constraint a multiplier >= 0 (Wang et
-al., 2021, arXiv:2103.06624). All of them give sound bounds, so ``max_{alpha, beta} lower`` is searched by
-Adam with projections in low precision, and only the final point has to be evaluated rigorously.
+al., 2021, arXiv:2103.06624). All of them give sound bounds, so ``max_{alpha, beta} lower`` is
+searched by Adam with projections in low precision, and only the final point has to be evaluated
+rigorously.
 """
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

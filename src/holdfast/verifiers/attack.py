@@ -1,4 +1,5 @@
 """Searches a property's input boxes for violations: samples first, then projected gradients."""
+# ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -98,7 +99,7 @@ def descend(
 
 
 def starts(rows: Rows, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre, corners and uniform points of every clause's box: clause, x, both flat over starts."""
+    """Centre, corners and uniform points of every clause's box: clause, x and shares."""
     generator = torch.Generator().manual_seed(seed)
     n_clauses, p = rows.lower.shape
     clause = torch.arange(n_clauses).repeat_interleave(count)

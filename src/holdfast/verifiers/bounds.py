@@ -1,4 +1,5 @@
 """Bounds of a network's outputs over norm balls and boxes, differentiable, for whole batches."""
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -45,16 +46,19 @@ def bounds(
         x: Inputs ``(n, *shape)``.
         eps: Radius, or one per sample ``(n,)``.
         norm: ``linf``, ``l2``, ``l1`` or ``l0`` (then ``eps`` counts elements).
-        method: ``interval`` propagation, ``crown-ibp`` (intervals inside, one backward pass), ``crown``
+        method: ``interval`` propagation, ``crown-ibp`` (intervals inside, one backward pass),
+        ``crown``
             or ``alpha-crown`` (optimised slopes).
         C: Rows over the flat outputs, ``(k, m)`` or ``(n, k, m)``; the identity by default.
         domain: Least and greatest input value, or None for no limits.
         steps: Gradient steps of ``alpha-crown``.
-        dtype: In float64 bounds hold with all rounding errors; in float32 they are not corrected, and
+        dtype: In float64 bounds hold with all rounding errors; in float32 they are not corrected,
+        and
             about half of them are off by an ulp or so to the unsafe side.
 
     Returns:
-        Lower and upper bounds; differentiable with respect to ``x`` and ``eps`` except for ``alpha-crown``.
+        Lower and upper bounds; differentiable with respect to ``x`` and ``eps`` except for
+        ``alpha-crown``.
 
     Raises:
         GraphError: The network cannot be captured.
@@ -81,7 +85,7 @@ def bounds(
 
 
 def margins(y: Tensor, n_classes: int) -> Tensor:
-    """Rows ``logit_y - logit_j`` for all other classes: ``(n,) -> (n, n_classes - 1, n_classes)``."""
+    """Rows ``logit_y - logit_j`` for all other classes, ``(n, n_classes - 1, n_classes)``."""
     eye = torch.eye(n_classes, device=y.device)
     rows = eye[y].unsqueeze(1) - eye
     others = (torch.arange(n_classes, device=y.device) != y.unsqueeze(1)).nonzero()[:, 1]

@@ -2,11 +2,13 @@
 
 From coefficients ``A`` of the value of one node, every operator gives coefficients of its inputs
 with ``A . value >= A' . inputs + c``, until the network's input is reached and the
-region decides. In floating point the exact inequality needs a correction: if ``A'`` is a rounded ``A W``,
-then ``A W z = A' z + (A W - A') z`` and the last part is at most ``gamma |A| |W| |z|``. Operators
-bound ``|W| |z| + |b|`` by ``magnitude``; ``||A||_1`` times its largest element, summed over all
-steps, is the error term subtracted here (Higham, 2002, section 3.1, for ``gamma_n = n u / (1 - n u)``).
+region decides. In floating point the exact inequality needs a correction: if ``A'`` is a rounded
+``A W``, then ``A W z = A' z + (A W - A') z`` and the last part is at most ``gamma |A| |W| |z|``.
+Operators bound ``|W| |z| + |b|`` by ``magnitude``; ``||A||_1`` times its largest element, summed
+over all steps, is the error term subtracted here (Higham, 2002, section 3.1, for ``gamma_n = n u /
+(1 - n u)``).
 """
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Domains of branch and bound over activations: their records, tensors and candidate cuts."""
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -64,29 +65,36 @@ class Shifted:
 
     @property
     def is_box(self) -> bool:
+        """Always."""
         return True
 
     def hull(self) -> Box:
+        """The box of inputs."""
         return self.region.hull()
 
     def minimum(self, A: Tensor) -> Tensor:
+        """The least value of ``A x + D x + d``."""
         return self.region.minimum(self._full(A)) + self.d
 
     def argmin(self, A: Tensor) -> Tensor:
+        """Where it is attained."""
         return self.region.argmin(self._full(A))
 
     def _full(self, A: Tensor) -> Tensor:
         return A if self.D is None else A + self.D.reshape(A.shape)
 
     def rows(self, index: Tensor | slice) -> Shifted:
+        """The domains at ``index``."""
         return Shifted(
             self.region.rows(index), None if self.D is None else self.D[index], self.d[index]
         )
 
     def windows(self, window: Window) -> Shifted:
+        """Not needed: properties start at the output."""
         raise NotImplementedError("properties are bounded at flat outputs")
 
     def to(self, dtype: torch.dtype) -> Shifted:
+        """In another precision."""
         return Shifted(
             self.region.to(dtype), None if self.D is None else self.D.to(dtype), self.d.to(dtype)
         )
@@ -169,7 +177,7 @@ def _cuts(
 
 
 def _clip(box: Box, cut: Cuts) -> Box:
-    """The box within the cuts; a cut outside the box makes the side empty, which any bound may use."""
+    """The box within the cuts; where nothing is left of it any bound holds."""
     shape = box.lower.shape
     lower, upper = box.lower.flatten(1), box.upper.flatten(1)
     high, low = torch.full_like(cut.point, torch.inf), torch.full_like(cut.point, -torch.inf)
@@ -238,7 +246,7 @@ def candidates(search: Search, domains: list[Domain], batch: Batch) -> list[list
 
 
 def _loss(op: Activation, box: Box, point: Tensor, A: Tensor) -> Tensor:
-    """``|A|`` times the distance of the line in use from the function at the cut, ``(n, *shape)``."""
+    """``|A|`` times the distance of the line in use from the function at the cut."""
     lines = op.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), None)
     at = point.unsqueeze(1)
     truth = op.run(point).unsqueeze(1)

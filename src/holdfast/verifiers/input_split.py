@@ -1,9 +1,10 @@
 """Branch and bound over the input box, for networks with few inputs.
 
 Thousands of sub-boxes are bounded together; each is closed when every clause has a row proven to be
-positive, and cut otherwise where the row's linear bound loses most: ``|A_i| (u_i - l_i)``, with small
-coefficients raised to a tenth of the largest, as they stand for what relaxation hid.
+positive, and cut otherwise where the row's linear bound loses most: ``|A_i| (u_i - l_i)``, with
+small coefficients raised to a tenth of the largest, as they stand for what relaxation hid.
 """
+# ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ class _Domains:
 @final
 @dataclass(frozen=True, slots=True)
 class _Bounded:
-    """Sub-boxes after bounding: ``value (n, c)`` and coefficients ``(n, c, p)`` of the best rows."""
+    """Sub-boxes after bounding: ``value (n, c)`` and ``A (n, c, p)`` of the best rows."""
 
     domains: _Domains
     value: Tensor
@@ -66,11 +67,14 @@ class _Bounded:
 
 @torch.no_grad()
 def split_inputs(search: Search, clauses: Tensor) -> Counterexample | bool:
-    """Decides clauses that share one input box: a counterexample, True when proven, False without time.
+    """Decides clauses that share one input box.
 
     Args:
         search: The property and its clock.
         clauses: Positions of the clauses in the property ``(c,)``.
+
+    Returns:
+        A counterexample, True when all clauses are proven, False when the time is up.
     """
     lower, upper = search.rows.lower[clauses[:1]], search.rows.upper[clauses[:1]]
     opened = torch.ones(1, len(clauses), dtype=torch.bool)

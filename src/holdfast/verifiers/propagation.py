@@ -36,7 +36,8 @@ def propagate(
         graph: The network, in the precision of the region.
         region: Inputs.
         method: How far to go.
-        known: Boxes known to hold already, for instance of a larger region; results are cut with them.
+        known: Boxes known to hold already, for instance of a larger region; results are cut with
+        them.
         rounding: Widen by the bound of rounding errors.
     """
     state = State()
@@ -73,7 +74,7 @@ def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: 
 def _windowed(
     graph: Graph, node: Node, state: State, region: Region, pairs: Tensor, rounding: bool
 ) -> Box | None:
-    """The node's box with the elements of ``pairs`` bounded through windows, where that is possible."""
+    """The node's box with the elements of ``pairs`` bounded through windows, where possible."""
     first = windowed(graph, node.index, pairs[:1], state, region, rounding)
     if first is None:
         return None
@@ -111,7 +112,7 @@ def _loose(graph: Graph, node: Node, readers: list[int], box: Box) -> Tensor:
 
 
 def padded_index(mask: Tensor) -> Tensor:
-    """Positions where ``mask (n, size)`` holds, ``(n, most)``; short rows repeat other positions."""
+    """Positions where ``mask (n, size)`` holds, ``(n, most)``; short rows add others."""
     most = int(mask.sum(1).max()) if mask.numel() else 0
     order = torch.sort(mask.to(torch.uint8), dim=1, descending=True, stable=True).indices
     return order[:, :most]

@@ -3,6 +3,7 @@
 A region holds ``n`` samples or domains. ``minimum(A)`` is the least value of ``A . x`` over the
 region for coefficients ``A (n, k, *shape)``; it is differentiable in ``A`` and never too large.
 """
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def inside(x: FloatArray, lower: FloatArray, upper: FloatArray) -> tuple[NDArray
 
 
 def replay(runtime: Runtime, prop: Property, clause: int, x: FloatArray) -> Counterexample | None:
-    """The counterexample at ``x``, or None where the deployed network does not violate the clause."""
+    """The counterexample at ``x``, or None where the deployed network shows no violation."""
     target = prop.clauses[clause]
     point, rounded = inside(x, target.lower, target.upper)
     y = runtime(point)

@@ -18,7 +18,8 @@ from holdfast.verifiers.problem import Certificate, Counterexample, Property, Ve
 from holdfast.verifiers.replay import Runtime, graph_runtime, onnx_runtime
 from holdfast.verifiers.search import Search
 
-# Networks with at most so many varying inputs are split there; halving one of more inputs gains little.
+# Networks with at most so many varying inputs are split there; halving one of more inputs gains
+# little.
 FEW_INPUTS = 12
 
 

@@ -1,10 +1,11 @@
 """Sums and differences, of two variables or with a constant."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 from torch import Tensor
 
@@ -19,7 +20,6 @@ class Add(Affine):
     """``x + y``, or ``x - y`` with ``sign = -1``, broadcasting."""
 
     sign: int = 1
-    has_offset: ClassVar[bool] = False
 
     def run(self, *xs: Tensor) -> Tensor:
         """Broadcasts over one sample's axes."""

@@ -28,7 +28,8 @@ def onnx_batch_norm(call: Call) -> Ref:
     if call.attributes.get("training_mode", 0):
         raise call.error("is in training mode; export the model in evaluation mode")
     weight, bias, mean, var = (call.constant(i) for i in range(1, 5))
-    assert mean is not None and var is not None
+    assert mean is not None
+    assert var is not None
     return _normalise(call, weight, bias, mean, var, float(call.attributes.get("epsilon", 1e-5)))
 
 

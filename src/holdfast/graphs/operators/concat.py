@@ -1,4 +1,5 @@
 """Concatenation along an axis."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -21,7 +22,6 @@ class Concat(Affine):
     """Inputs side by side along ``axis`` (counted without the batch)."""
 
     axis: int
-    has_offset: ClassVar[bool] = False
     rounds: ClassVar[bool] = False
 
     def run(self, *xs: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
 """Convolutions in one to three dimensions, grouped and dilated."""
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
 """Transposed convolutions in one to three dimensions."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

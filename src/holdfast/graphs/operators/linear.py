@@ -1,4 +1,5 @@
 """Linear maps of the last axis."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ def gemm(call: Call) -> Ref:
 def addmm(call: Call) -> Ref:
     """``b + x W``."""
     bias, weight = call.constant(0), call.constant(2)
-    assert bias is not None and weight is not None
+    assert bias is not None
+    assert weight is not None
     weight = weight.T * call.attributes.get("alpha", 1)
     bias = bias * call.attributes.get("beta", 1)
     return call.emit(

@@ -1,4 +1,5 @@
 """The largest of several elements, and of two variables."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.graphs.builder import Call, Ref, aten, onnx
+from holdfast.graphs.builder import Call, Ref, Value, aten, onnx
 from holdfast.graphs.operators.take import take
 
 
@@ -41,7 +41,7 @@ from holdfast.graphs.operators.take import take
 def rearrange(call: Call) -> Ref:
     """Any rearrangement ATen knows, applied to the positions themselves."""
     operator = getattr(torch.ops.aten, call.name)
-    rest = [v for v in call.args[1:]]
+    rest = list(call.args[1:])
     return call.move(lambda p: operator(p, *rest, **call.attributes), call.ref())
 
 
@@ -62,7 +62,7 @@ def upsample(call: Call) -> Ref:
     """Nearest-neighbour upsampling to a size or by factors."""
     ref = call.ref()
     size = call.get(1, "output_size") or call.get(1, "size")
-    factors = call.attributes.get("scale_factors")
+    factors: Value = call.attributes.get("scale_factors")
     if factors is None and len(call.args) > 2 and isinstance(call.args[2], (list, tuple)):
         factors = call.args[2]
     return call.move(lambda p: _nearest(p, size, None if size else factors), ref)
@@ -115,7 +115,7 @@ def onnx_pad(call: Call) -> Ref:
     if any(widths[-2:]) and rank == len(ref.shape) + 1:
         raise call.error("pads the batch axis")
     mode = call.attributes.get("mode", "constant")
-    mode = {"edge": "replicate"}.get(mode, mode)
+    mode = "replicate" if mode == "edge" else str(mode)
     if mode != "constant":
         while len(widths) > 2 and not any(widths[-2:]):
             widths = widths[:-2]
@@ -223,6 +223,13 @@ def onnx_resize(call: Call) -> Ref:
     else:
         sizes = call.ints(3, "sizes")
         factors = [s / f for s, f in zip(sizes, (1, *ref.shape), strict=True)]
+    place = call.attributes.get("coordinate_transformation_mode", "half_pixel")
+    rounding = call.attributes.get("nearest_mode", "round_prefer_floor")
+    if call.name == "Upsample" or call.opset < 11:
+        place, rounding = "asymmetric", "floor"
+    # These repeat every element equally often; other combinations shift some of them.
+    if (place, rounding) not in (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor")):
+        raise call.error(f"coordinates {place!r} rounded by {rounding!r} are not supported")
     if any(f != int(f) or f < 1 for f in factors):
         raise call.error(f"only whole upsampling factors are supported; got {factors}")
 

@@ -62,7 +62,7 @@ class Exp(Curve):
 
 
 class _Positive(Curve):
-    """A curve that is defined for positive arguments only; nothing is known where they reach zero."""
+    """A curve for positive arguments only; nothing is known where they reach zero."""
 
     def interval(self, *boxes: Box) -> Box:
         """Monotone; unbounded where the argument may be zero or negative."""
@@ -77,7 +77,8 @@ class _Positive(Curve):
     def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
         """As for any curve; no number where the argument may be zero, so that nothing follows."""
         lines = super().relax(lower, upper, parameters)
-        assert lines.lower_intercept is not None and lines.upper_intercept is not None
+        assert lines.lower_intercept is not None
+        assert lines.upper_intercept is not None
         low, high = (
             torch.where(lower > 0, c, torch.nan)
             for c in (lines.lower_intercept, lines.upper_intercept)

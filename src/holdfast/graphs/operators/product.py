@@ -1,4 +1,5 @@
 """Products of two variables, and quotients through the reciprocal."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ class Product(Operator):
 def _plane(
     x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor, x: Box, y: Box, sign: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The better of ``y_i x + x_i y - x_i y_i``: largest at the centre (sign 1) or smallest (-1)."""
+    """The better of ``y_i x + x_i y - x_i y_i`` at the centre: largest (sign 1) or smallest."""
     cx, cy = (x.lower + x.upper) / 2, (y.lower + y.upper) / 2
     first = sign * (y1 * cx + x1 * cy - x1 * y1) >= sign * (y2 * cx + x2 * cy - x2 * y2)
     x0, y0 = torch.where(first, x1, x2), torch.where(first, y1, y2)
@@ -71,7 +72,8 @@ def multiply(call: Call, x: Ref | Tensor | float, y: Ref | Tensor | float) -> Re
             return power(call, x, 2.0)
         return call.emit(Product(), *_same_rank(call, x, y))
     ref, factor = (x, y) if isinstance(x, Ref) else (y, x)
-    assert isinstance(ref, Ref) and not isinstance(factor, Ref)
+    assert isinstance(ref, Ref)
+    assert not isinstance(factor, Ref)
     return scale(call, ref, factor, 0.0)
 
 

@@ -51,7 +51,7 @@ class ReLU(Activation):
         return torch.zeros_like(box.lower)
 
     def magnitude(self, *boxes: Box) -> None:
-        """The slope scales ``A``, and ``|A| intercept <= |A'| |lower|``: left to the input's node."""
+        """Left to the input's node: ``|A| intercept <= |A'| |lower|``."""
         return None
 
 

@@ -1,4 +1,5 @@
 """Changes of shape that keep the order of elements."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -19,7 +20,6 @@ class Reshape(Affine):
 
     shape: tuple[int, ...]
     is_diagonal: ClassVar[bool] = True
-    has_offset: ClassVar[bool] = False
     rounds: ClassVar[bool] = False
 
     def run(self, *xs: Tensor) -> Tensor:

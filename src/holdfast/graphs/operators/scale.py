@@ -1,4 +1,5 @@
 """Elementwise multiplication by and addition of constants."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class SiLU(Curve):
 @final
 @dataclass(frozen=True, slots=True)
 class GELU(Curve):
-    """``z Phi(z)`` with the normal distribution function: convex between ``-sqrt 2`` and ``sqrt 2``."""
+    """``z Phi(z)``, normal distribution function: convex from ``-sqrt 2`` to ``sqrt 2``."""
 
     inflections: ClassVar[tuple[float, ...]] = (-math.sqrt(2), math.sqrt(2))
     is_convex_first: ClassVar[bool] = False

@@ -1,10 +1,11 @@
 """Sums and means over axes."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ class Sum(Affine):
     """Sum over axes (counted without the batch), which stay with length one."""
 
     axes: tuple[int, ...]
-    has_offset: ClassVar[bool] = False
 
     def run(self, *xs: Tensor) -> Tensor:
         """``(n, *in) -> (n, *in with ones)``."""

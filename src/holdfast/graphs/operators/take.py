@@ -1,4 +1,5 @@
 """Everything that only moves elements: slices, gathers, transposes, padding, upsampling."""
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
@@ -27,7 +28,6 @@ class Take(Affine):
 
     index: Tensor
     fill: float = 0.0
-    has_offset: ClassVar[bool] = False
     rounds: ClassVar[bool] = False
 
     def run(self, *xs: Tensor) -> Tensor:

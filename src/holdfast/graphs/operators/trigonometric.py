@@ -46,7 +46,8 @@ class Sine(Activation):
         at = [lower, upper]
         angle = torch.acos(k)
         for root in (angle, -angle):
-            # Roots of cos z = k in the interval's first two periods; later ones only tilt further away
+            # Roots of cos z = k in the interval's first two periods; later ones only tilt further
+            # away
             # for intervals up to one period, and wider intervals have slope zero.
             first = root + 2 * math.pi * torch.ceil((lower - root) / (2 * math.pi))
             at += [first, first + 2 * math.pi]
