@@ -11,7 +11,7 @@ import pytest
 from proof_tools import box_property, mlp, outputs
 
 from holdfast.certificates import CertificateError, check, save_proof
-from holdfast.certificates.emit import build_proof
+from holdfast.certificates.emit import build_proof, write_proof
 from holdfast.graphs.onnx_reader import read_onnx
 from holdfast.properties.instances import decide
 from holdfast.verifiers.problem import Certificate
@@ -60,6 +60,22 @@ def test_a_missing_leaf_is_noticed(tmp_path: Path):
         build_proof(part, graph, network, prop)
     with pytest.raises(CertificateError, match="no leaf for clause 0"):
         build_proof(dataclasses.replace(whole, leaves=()), graph, network, prop)
+
+
+def test_only_unsat_is_written(tmp_path: Path):
+    network = mlp(tmp_path / "n.onnx", (3, 8, 2))
+    asserted = "(assert (>= Y_0 {}))"
+    for limit, status in ((-99, "sat"), (99, "unsat")):
+        path = tmp_path / f"{status}.vnnlib"
+        prop = box_property(path, [-1] * 3, [1] * 3, asserted.format(limit))
+        _, verdict = decide(network, prop, 60.0, certificate=True)
+        assert verdict.status == status
+        if status == "sat":
+            with pytest.raises(CertificateError, match="'sat' has no certificate"):
+                write_proof(verdict, network, prop, tmp_path / "a.proof")
+        else:
+            write_proof(verdict, network, prop, tmp_path / "a.proof")
+            assert check(tmp_path / "a.proof", network, prop).accepted
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="needs the vnn data (HOLDFAST_DATA)")

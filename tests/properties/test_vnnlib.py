@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from holdfast.certificates.clauses import goals
 from holdfast.certificates.exact import exact_clauses, read_exact
 from holdfast.properties import PropertyError, holds, parse_vnnlib, read_vnnlib
 from holdfast.verifiers.problem import Clause
@@ -209,6 +210,17 @@ def test_version_2_networks_and_tensors():
     assert second.lower[2] == 1
     assert second.D is not None
     assert [1, 0, 0, 0, -1, 0] in second.D.tolist()
+
+
+def test_several_networks_are_not_taken_for_one():
+    with pytest.raises(PropertyError, match="2 networks with 4 inputs and 2 outputs"):
+        parse_vnnlib(VERSION_2).check_single()
+    with pytest.raises(ValueError, match="one network with one input"):
+        goals(VERSION_2)
+    parse_vnnlib(declare() + BOX).check_single()
+    single = "(declare-network f (declare-input A Real [2]) (declare-output B Real [1]))"
+    parse_vnnlib(single).check_single()
+    assert len(goals(single)) == 1
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,11 @@ def goals(text: str) -> tuple[Goal, ...]:
         CertificateError: the text cannot be read exactly.
     """
     query = read_exact(text)
+    if query.n_tensors != (1, 1):
+        raise CertificateError(
+            "proofs cover one network with one input and one output, the "
+            f"property declares {query.n_tensors} inputs and outputs"
+        )
     found = (_goal(rows, query.n_inputs, query.n_outputs) for rows in exact_clauses(query))
     return tuple(goal for goal in found if goal is not None)
 

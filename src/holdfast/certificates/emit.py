@@ -15,10 +15,11 @@ from holdfast.certificates.clauses import Goal, goals
 from holdfast.certificates.enclosure import Ranges
 from holdfast.certificates.errors import CertificateError
 from holdfast.certificates.network import read_network
-from holdfast.certificates.proof import INPUT, Proof, digest
+from holdfast.certificates.proof import INPUT, Proof, digest, save_proof
 from holdfast.certificates.trees import Branch, complete, flatten
 from holdfast.graphs.graph import Graph
-from holdfast.verifiers.problem import Certificate, Leaf
+from holdfast.graphs.onnx_reader import read_onnx
+from holdfast.verifiers.problem import Certificate, Leaf, Verdict
 
 Array = NDArray[np.float64]
 
@@ -59,6 +60,23 @@ def build_proof(
         complete(root, Derivation(steps, goal, range_slopes, known))
         trees.append(flatten(root, range_slopes))
     return Proof(digest(Path(network).read_bytes()), digest(text), tuple(trees))
+
+
+def write_proof(verdict: Verdict, network: str | Path, prop: str | Path, path: str | Path) -> Proof:
+    """Write the proof of a verdict that was found with ``certificate=True``.
+
+    Raises:
+        CertificateError: the verdict has no certificate, or proofs do not cover the network.
+    """
+    if verdict.certificate is None:
+        raise CertificateError(
+            f"a verdict of {verdict.status!r} has no certificate: only 'unsat' found with "
+            "certificate=True has"
+        )
+    graph = read_onnx(network, fold=False)
+    proof = build_proof(verdict.certificate, graph, network, prop)
+    save_proof(proof, path)
+    return proof
 
 
 def relu_numbers(graph: Graph) -> dict[int, int]:

@@ -28,11 +28,15 @@ MAX_CLAUSES = 200_000
 
 @dataclass(frozen=True, slots=True)
 class ExactQuery:
-    """The assertions of a property file (all must hold) and the sizes of its vectors."""
+    """The assertions of a property file (all must hold) and the sizes of its vectors.
+
+    ``n_tensors`` counts the declared inputs and outputs: (1, 1) for one plain network.
+    """
 
     assertions: tuple[Formula, ...]
     n_inputs: int
     n_outputs: int
+    n_tensors: tuple[int, int]
 
 
 def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
@@ -47,7 +51,7 @@ def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
     """
     number = (lambda token: Fraction(float(token))) if as_float64 else Fraction
     names: dict[str, Any] = {"": number}
-    size = {"x": 0, "y": 0}
+    size, n_tensors = {"x": 0, "y": 0}, {"x": 0, "y": 0}
     assertions = []
     for form in _forms(text):
         head = form[0]
@@ -62,9 +66,11 @@ def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
                     shape = tuple(map(int, re.findall(r"\d+", part[3])))
                     names[part[1]] = (letter, size[letter], shape)
                     size[letter] += _product(shape)
+                    n_tensors[letter] += 1
         elif head == "assert":
             assertions.append(_formula(form[1], names))
-    return ExactQuery(tuple(assertions), size["x"], size["y"])
+    counts = max(1, n_tensors["x"]), max(1, n_tensors["y"])
+    return ExactQuery(tuple(assertions), size["x"], size["y"], counts)
 
 
 def holds(text: str, x: Iterable[float], y: Iterable[float]) -> bool:

@@ -134,6 +134,7 @@ def decide(
 
     began = time.monotonic()
     query = read_vnnlib(prop)
+    query.check_single()
     query.check_bounded()
     left = max(0.0, timeout_s - (time.monotonic() - began))
     verdict = verify(network, query.prop, timeout_s=left, **options)

@@ -93,6 +93,21 @@ class Query:
                     "check that the two files belong together"
                 )
 
+    def check_single(self) -> None:
+        """Refuse a property of several networks, inputs or outputs, where one is asked for.
+
+        Raises:
+            PropertyError: more than one network, input or output is declared.
+        """
+        inputs = sum(len(network.inputs) for network in self.networks)
+        outputs = sum(len(network.outputs) for network in self.networks)
+        if (len(self.networks), inputs, outputs) != (1, 1, 1):
+            raise PropertyError(
+                f"the property declares {len(self.networks)} networks with {inputs} inputs and "
+                f"{outputs} outputs; one network with one input and one output can be decided: "
+                "merge the networks into one ONNX file and declare that"
+            )
+
     def check_bounded(self) -> None:
         """Refuse inputs without bounds, which cannot be searched.
 
