@@ -112,7 +112,7 @@ class Wrong:
 
         def relax(self, lower, upper, parameters):
             good = ReLU().relax(lower, upper, parameters)
-            return Lines(-good.lower_slope, None, good.upper_slope, good.upper_intercept)
+            return Lines(good.lower_slope, None, -good.upper_slope, good.upper_intercept)
 
         def magnitude(self, *boxes):
             return None
@@ -166,13 +166,18 @@ def convs(graph, **change):
     return dataclasses.replace(graph, nodes=tuple(nodes))
 
 
+def worst(graph, x):
+    """At small radii a wrong step shows since bounds are tight, at large ones neurons are unstable."""
+    return max(violation(graph, x, eps, "linf") for eps in (0.01, 0.1, 0.4))
+
+
 @pytest.mark.parametrize("defect", ["SlopeSign", "NoIntercept", "SwappedBox"])
 def test_planted_defects_of_the_rectifier_are_caught(defect):
     module, shape = network("relu")
     x = torch.randn(3, *shape, dtype=torch.float64)
     graph = capture(module, x.float()).to(torch.float64)
-    assert violation(graph, x, 0.4, "linf") < 1e-9
-    assert violation(relus(graph, getattr(Wrong, defect)()), x, 0.4, "linf") > 1e-3
+    assert worst(graph, x) < 1e-9
+    assert worst(relus(graph, getattr(Wrong, defect)()), x) > 1e-3
 
 
 @pytest.mark.parametrize("change", [{"weight": -1}, {"bias": -1}])
@@ -183,7 +188,7 @@ def test_planted_defects_of_the_convolution_are_caught(change):
     first = next(n.op for n in graph.nodes if isinstance(n.op, Conv))
     ((name, _),) = change.items()
     bent = convs(graph, **{name: -getattr(first, name)})
-    assert violation(bent, x, 0.4, "linf") > 1e-3
+    assert worst(bent, x) > 1e-3
 
 
 def test_affine_networks_are_bounded_exactly():

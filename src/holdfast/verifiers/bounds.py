@@ -79,7 +79,7 @@ def bounds(
     rows = _rows(graph, C, len(x), dtype).to(x.device)
     parts = [
         _bounds(graph, region.rows(slice(i, i + SAMPLES)), rows[i : i + SAMPLES], method, steps)
-        for i in range(0, len(x), SAMPLES)
+        for i in range(0, max(1, len(x)), SAMPLES)
     ]
     return Bounds(*(torch.cat(side) for side in zip(*parts, strict=True)))
 

@@ -32,7 +32,8 @@ class Step(Activation):
     def interval(self, *boxes: Box) -> Box:
         """Values just outside the ends."""
         lower, upper = boxes[0]
-        margin = 1e-9 * (1 + torch.maximum(lower.abs(), upper.abs()))
+        share = max(1e-9, 8 * torch.finfo(lower.dtype).eps)
+        margin = share * (1 + torch.maximum(lower.abs(), upper.abs()))
         return Box(self.run(lower - margin), self.run(upper + margin))
 
     def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
