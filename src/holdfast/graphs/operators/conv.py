@@ -76,24 +76,32 @@ class Conv(Affine):
 
     def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
         """Transposed convolution of the windows alone; what falls on padding is dropped."""
-        zeros, no_extra = (0,) * len(self.stride), (0,) * len(self.stride)
-        backward = _BACKWARD[len(self.stride)]
-        A = backward(
-            window.A.flatten(0, 1),
-            self.weight,
-            None,
-            self.stride,
-            zeros,
-            no_extra,
-            self.groups,
-            self.dilation,
-        )
+        A = self._spread(window.A.flatten(0, 1))
         A = A.reshape(*window.A.shape[:2], *A.shape[1:])
         stride, padding = (window.origin.new_tensor(v) for v in (self.stride, self.padding))
         pulled = Window(A, window.origin * stride - padding, window.sample)
         _, inside = pulled.positions(boxes[0].lower.shape[2:])
         constant = window.A.flatten(3).sum(3) @ self.bias
         return pulled._replace(A=A * inside[:, None, None]), constant
+
+    def _spread(self, A: Tensor) -> Tensor:
+        """Transposed convolution without padding: ``(b, out, *window)`` to larger windows."""
+        rank = len(self.stride)
+        if rank != 2 or self.groups != 1:
+            zeros = (0,) * rank
+            args = (self.stride, zeros, zeros, self.groups, self.dilation)
+            return _BACKWARD[rank](A, self.weight, None, *args)
+        # One product for all windows, as the library's transposed convolution loops over the batch.
+        places = A.flatten(2).transpose(1, 2)
+        patches = (places @ self.weight.flatten(1)).transpose(1, 2)
+        kernel = self.weight.shape[2:]
+        size = [
+            (n - 1) * s + d * (k - 1) + 1
+            for n, s, d, k in zip(A.shape[2:], self.stride, self.dilation, kernel, strict=True)
+        ]
+        if A.shape[2:].numel() == 1 and self.dilation == (1, 1):
+            return patches.reshape(len(A), self.weight.shape[1], *kernel)
+        return F.fold(patches, size, list(kernel), self.dilation, 0, self.stride)
 
 
 @onnx("Conv")
