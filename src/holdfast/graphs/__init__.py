@@ -1,0 +1,1 @@
+"""Typed graphs of networks: capture, run, bound."""

@@ -1,0 +1,171 @@
+"""Builds graphs node by node, and finds the operator files that know how.
+
+Every module under ``graphs/operators`` registers functions for names of ONNX operators
+(``@onnx("Relu")``) or ATen operators (``@aten("relu")``); adding an operator is adding a file.
+Values are either ``Ref`` (depends on the input) or tensors (constants, with the batch axis the
+framework gave them).
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from holdfast.graphs.errors import GraphError
+from holdfast.graphs.graph import Graph, Input, Node
+from holdfast.graphs.operator import Operator
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A node under construction: position and shape without the batch axis."""
+
+    index: int
+    shape: tuple[int, ...]
+
+
+Value = Any  # Ref | Tensor | number | None | list of these, as the framework passes it
+Build = Callable[["Call"], Any]
+_ONNX: dict[str, Build] = {}
+_ATEN: dict[str, Build] = {}
+
+
+def onnx(*names: str) -> Callable[[Build], Build]:
+    """Registers a function for ONNX operators of these names."""
+    return lambda build: (_ONNX.update(dict.fromkeys(names, build)), build)[1]
+
+
+def aten(*names: str) -> Callable[[Build], Build]:
+    """Registers a function for ATen operators of these names (overloads left out)."""
+    return lambda build: (_ATEN.update(dict.fromkeys(names, build)), build)[1]
+
+
+@cache
+def known(kind: str) -> Mapping[str, Build]:
+    """All registered functions of a kind, ``"onnx"`` or ``"aten"``."""
+    import holdfast.graphs.operators as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return _ONNX if kind == "onnx" else _ATEN
+
+
+class Builder:
+    """Collects nodes; ``emit`` appends one and infers its shape by running it on zeros."""
+
+    def __init__(self, input_shape: Sequence[int]) -> None:
+        shape = tuple(int(s) for s in input_shape)
+        self.nodes = [Node(0, "input", Input(), (), shape)]
+
+    def emit(self, op: Operator, *inputs: Ref, place: str) -> Ref:
+        """Append ``op`` applied to ``inputs``."""
+        zeros = [torch.zeros(1, *ref.shape) for ref in inputs]
+        with torch.no_grad():
+            shape = tuple(op.to(torch.float32).run(*zeros).shape[1:])
+        index = len(self.nodes)
+        self.nodes.append(Node(index, place, op, tuple(r.index for r in inputs), shape))
+        return Ref(index, shape)
+
+    def graph(self, output: Ref) -> Graph:
+        """The graph that ends at ``output``; nodes that it does not need are dropped."""
+        needed = {output.index}
+        for node in reversed(self.nodes):
+            if node.index in needed:
+                needed.update(node.inputs)
+        needed.add(0)
+        order = sorted(needed)
+        position = {old: new for new, old in enumerate(order)}
+        nodes = []
+        for old in order:
+            node = self.nodes[old]
+            inputs = tuple(position[i] for i in node.inputs)
+            nodes.append(Node(position[old], node.place, node.op, inputs, node.shape))
+        return Graph(tuple(nodes))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of a framework's operator, as an operator file sees it.
+
+    Attributes:
+        name: Name of the operator in its framework.
+        args: Positional values.
+        attributes: Named values.
+        builder: Where nodes are emitted.
+        place: Name of the call in the model.
+        opset: ONNX operator set, 0 for ATen.
+    """
+
+    name: str
+    args: Sequence[Value]
+    attributes: Mapping[str, Value]
+    builder: Builder
+    place: str
+    opset: int = 0
+
+    def emit(self, op: Operator, *inputs: Ref) -> Ref:
+        """Append a node for this call."""
+        return self.builder.emit(op, *inputs, place=self.place)
+
+    def get(self, position: int, name: str, default: Value = None) -> Value:
+        """The value at a position, else under a name, else the default."""
+        if position < len(self.args) and self.args[position] is not None:
+            return self.args[position]
+        value = self.attributes.get(name)
+        return default if value is None else value
+
+    def ref(self, position: int = 0) -> Ref:
+        """The value at a position, which must depend on the input."""
+        value = self.args[position]
+        if not isinstance(value, Ref):
+            raise self.error(f"argument {position} is a constant where a variable is expected")
+        return value
+
+    def constant(self, position: int, name: str = "") -> Tensor | None:
+        """The value at a position as a tensor, which must not depend on the input."""
+        value = self.get(position, name)
+        if isinstance(value, Ref):
+            raise self.error(
+                f"argument {position} depends on the input; only constants can stand there"
+            )
+        if value is None or isinstance(value, Tensor):
+            return value
+        return torch.as_tensor(value)
+
+    def ints(self, position: int, name: str, default: Sequence[int] | None = None) -> list[int]:
+        """A list of integers given as attribute, constant tensor, list or single number."""
+        value = self.get(position, name, default)
+        if value is None:
+            return []
+        return [int(v) for v in torch.as_tensor(value).flatten().tolist()]
+
+    def axis(self, axis: int, ref: Ref) -> int:
+        """An axis of the framework as an axis without the batch; the batch itself is refused."""
+        rank = len(ref.shape) + 1
+        position = axis % rank
+        if position == 0:
+            raise self.error(f"axis {axis} is the batch axis; samples must not be mixed")
+        return position - 1
+
+    def move(self, rearrange: Callable[[Tensor], Tensor], ref: Ref) -> Ref:
+        """Append any rearrangement of elements, found by applying it to their positions."""
+        from holdfast.graphs.operators.take import take
+
+        count = torch.Size(ref.shape).numel()
+        positions = rearrange(torch.arange(count).reshape(1, *ref.shape))
+        if positions.shape[:1] != (1,):
+            raise self.error(f"changes the batch axis (shape {tuple(positions.shape)})")
+        return take(self, ref, positions[0])
+
+    def error(self, why: str) -> GraphError:
+        """An error that names this call."""
+        return GraphError(f"{self.name!r} at {self.place!r}: {why}")

@@ -1,0 +1,129 @@
+"""Reads ONNX files (operator sets 7 to current) into graphs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.graphs.builder import Builder, Call, Ref, known
+from holdfast.graphs.errors import GraphError, UnsupportedOperatorError
+from holdfast.graphs.graph import Graph
+from holdfast.graphs.simplify import simplify
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+
+
+def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) -> Graph:
+    """Turns an ONNX file into a graph that can be run, bounded and differentiated.
+
+    Args:
+        source: Path of the file, or a loaded model.
+        fold: Merge chains of linear steps; with False only what rounds nothing is merged.
+
+    Returns:
+        The graph; its input and output shapes leave out the batch axis (the first axis).
+
+    Raises:
+        GraphError: The file is no ONNX model, or has several inputs or outputs, or NaN weights.
+        UnsupportedOperatorError: An operator has no bounds here.
+    """
+    import onnx
+
+    model = source if isinstance(source, onnx.ModelProto) else _load(os.fspath(source))
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    constants = {t.name: _tensor(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
+    for name, value in constants.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise GraphError(f"weight {name!r} has values that are not finite")
+    info = _single_input(model.graph, set(constants))
+    builder = Builder(_sample_shape(info))
+    values: dict[str, Any] = {**constants, info.name: Ref(0, builder.nodes[0].shape)}
+    for position, node in enumerate(model.graph.node):
+        _read_node(node, position, values, builder, opset)
+    if len(model.graph.output) != 1:
+        names = [o.name for o in model.graph.output]
+        raise GraphError(f"the network has outputs {names}; a single one is expected")
+    output = values[model.graph.output[0].name]
+    if not isinstance(output, Ref):
+        raise GraphError("the output does not depend on the input")
+    return simplify(builder.graph(output), rounding=fold)
+
+
+def _load(path: str) -> ModelProto:
+    import onnx
+
+    try:
+        return onnx.load(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise GraphError(f"{path}: not a readable ONNX model ({error})") from error
+
+
+def _single_input(graph: GraphProto, constants: set[str]) -> ValueInfoProto:
+    inputs = [i for i in graph.input if i.name not in constants]
+    if len(inputs) != 1:
+        raise GraphError(
+            f"the network has inputs {[i.name for i in inputs]}; a single one is expected"
+        )
+    return inputs[0]
+
+
+def _sample_shape(info: ValueInfoProto) -> tuple[int, ...]:
+    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in info.type.tensor_type.shape.dim]
+    # Files write the batch axis as 1, 0 or a name; a lone fixed axis is a sample without batch.
+    sample = dims if len(dims) == 1 and dims[0] > 1 else dims[1:]
+    if any(d < 1 for d in sample):
+        raise GraphError(f"input {info.name!r} has shape {dims}; only the batch axis may be open")
+    return tuple(sample)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array))  # a copy: ONNX arrays are read-only
+
+
+def _read_node(
+    node: NodeProto, position: int, values: dict[str, Any], builder: Builder, opset: int
+) -> None:
+    place = node.name or f"{node.op_type}_{position}"
+    args = [values.get(name) if name else None for name in node.input]
+    if not any(isinstance(a, Ref) for a in args):
+        results: Any = _evaluate(node, list(args))
+    elif node.op_type == "Shape":
+        results = torch.tensor([1, *values[node.input[0]].shape])
+    else:
+        build = known("onnx").get(node.op_type)
+        if build is None:
+            raise UnsupportedOperatorError(node.op_type, place)
+        attributes = {**_attributes(node), "n_outputs": len(node.output)}
+        results = build(Call(node.op_type, args, attributes, builder, place, opset))
+    results = results if isinstance(results, list) else [results]
+    values.update(zip(node.output, results, strict=False))
+
+
+def _attributes(node: NodeProto) -> dict[str, Any]:
+    import onnx
+
+    found = {}
+    for attribute in node.attribute:
+        value = onnx.helper.get_attribute_value(attribute)
+        if isinstance(value, bytes):
+            value = value.decode()
+        elif isinstance(value, onnx.TensorProto):
+            value = _tensor(onnx.numpy_helper.to_array(value))
+        found[attribute.name] = value
+    return found
+
+
+def _evaluate(node: NodeProto, args: list[Tensor | None]) -> list[Tensor]:
+    """Computes a node whose inputs are all constants."""
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {n: a.numpy() for n, a in zip(node.input, args, strict=True) if a is not None}
+    outputs = ReferenceEvaluator(node).run(None, feeds)
+    return [_tensor(np.asarray(o)) for o in outputs]  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""One file per operator; found by module discovery."""

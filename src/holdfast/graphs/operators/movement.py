@@ -1,0 +1,256 @@
+"""Importers of operators that move elements; all become ``Take`` or ``Reshape``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from holdfast.graphs.builder import Call, Ref, Value, aten, onnx
+from holdfast.graphs.operators.take import take
+
+
+@aten(
+    "permute",
+    "transpose",
+    "t",
+    "slice",
+    "select",
+    "index_select",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "flip",
+    "roll",
+    "repeat",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "narrow",
+    "unfold",
+    "movedim",
+    "gather",
+    "tile",
+    "diagonal",
+    "expand_copy",
+    "permute_copy",
+    "unsqueeze_copy",
+    "squeeze_copy",
+    "slice_copy",
+    "select_copy",
+)
+def rearrange(call: Call) -> Ref:
+    """Any rearrangement ATen knows, applied to the positions themselves."""
+    operator = getattr(torch.ops.aten, call.name)
+    rest = list(call.args[1:])
+    return call.move(lambda p: operator(p, *rest, **call.attributes), call.ref())
+
+
+@aten("split", "split_with_sizes", "chunk", "unbind", "tensor_split")
+def pieces(call: Call) -> list[Ref]:
+    """Several rearrangements at once."""
+    ref = call.ref()
+    operator = getattr(torch.ops.aten, call.name)
+    positions = torch.arange(torch.Size(ref.shape).numel()).reshape(1, *ref.shape)
+    parts = operator(positions, *call.args[1:], **call.attributes)
+    if any(p.shape[0] != 1 for p in parts):
+        raise call.error("splits the batch axis")
+    return [take(call, ref, p[0]) for p in parts]
+
+
+@aten("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
+def upsample(call: Call) -> Ref:
+    """Nearest-neighbour upsampling to a size or by factors."""
+    ref = call.ref()
+    size = call.get(1, "output_size") or call.get(1, "size")
+    factors: Value = call.attributes.get("scale_factors")
+    if factors is None and len(call.args) > 2 and isinstance(call.args[2], (list, tuple)):
+        factors = call.args[2]
+    return call.move(lambda p: _nearest(p, size, None if size else factors), ref)
+
+
+def _nearest(positions: Tensor, size: list[int] | None, factors: list[float] | None) -> Tensor:
+    # Positions beyond 2**53 do not occur, so float64 keeps them whole.
+    out = F.interpolate(positions.double(), size=size, scale_factor=factors, mode="nearest")
+    return out.long()
+
+
+@aten("constant_pad_nd", "pad")
+def pad(call: Call) -> Ref:
+    """Padding with a constant, by reflection or by the edge."""
+    ref = call.ref()
+    widths, value = call.ints(1, "pad"), float(call.attributes.get("value") or 0.0)
+    mode = "constant"
+    if call.name == "pad":
+        mode = call.get(2, "mode", "constant")
+        value = float(call.get(3, "value", 0.0) or 0.0)
+    elif len(call.args) > 2:
+        value = float(call.args[2])
+    return padded(call, ref, widths, value, mode)
+
+
+def padded(call: Call, ref: Ref, widths: list[int], value: float, mode: str = "constant") -> Ref:
+    """Pad ``ref``; ``widths`` as in torch, last axis first."""
+    positions = torch.arange(torch.Size(ref.shape).numel()).reshape(1, *ref.shape)
+    if mode == "constant":
+        return take(call, ref, F.pad(positions, widths, value=-1)[0], value)
+    out = F.pad(positions.double(), widths, mode=mode)
+    return take(call, ref, out.long()[0])
+
+
+@onnx("Pad")
+def onnx_pad(call: Call) -> Ref:
+    """Padding; ONNX lists all beginnings, then all ends."""
+    ref = call.ref()
+    pads = call.ints(1, "pads")
+    constant = call.constant(2, "value") if call.opset >= 11 else None
+    value = (
+        float(call.attributes.get("value", 0.0))
+        if constant is None
+        else float(constant.flatten()[0])
+    )
+    rank = len(pads) // 2
+    widths: list[int] = []
+    for axis in reversed(range(rank)):
+        widths += [pads[axis], pads[axis + rank]]
+    if any(widths[-2:]) and rank == len(ref.shape) + 1:
+        raise call.error("pads the batch axis")
+    mode = call.attributes.get("mode", "constant")
+    mode = "replicate" if mode == "edge" else str(mode)
+    if mode != "constant":
+        while len(widths) > 2 and not any(widths[-2:]):
+            widths = widths[:-2]
+    return padded(call, ref, widths, value, mode)
+
+
+@onnx("Transpose")
+def onnx_transpose(call: Call) -> Ref:
+    """Permutes axes; reversed by default."""
+    ref = call.ref()
+    axes = call.ints(9, "perm", list(reversed(range(len(ref.shape) + 1))))
+    return call.move(lambda p: p.permute(axes), ref)
+
+
+@onnx("Squeeze", "Unsqueeze")
+def onnx_squeeze(call: Call) -> Ref:
+    """Drops or adds axes of length one."""
+    ref = call.ref()
+    axes = call.ints(1, "axes")
+    if call.name == "Squeeze":
+        axes = [a % (len(ref.shape) + 1) for a in axes]
+        axes = axes or [i + 1 for i, s in enumerate(ref.shape) if s == 1]
+        return call.move(lambda p: p.squeeze(tuple(a for a in axes if a)), ref)
+
+    def unsqueeze(p: Tensor) -> Tensor:
+        for a in sorted(a % (p.dim() + len(axes)) for a in axes):
+            p = p.unsqueeze(a)
+        return p
+
+    return call.move(unsqueeze, ref)
+
+
+@onnx("Slice")
+def onnx_slice(call: Call) -> Ref:
+    """Ranges of indices per axis, steps may be negative."""
+    ref = call.ref()
+    starts, ends = call.ints(1, "starts"), call.ints(2, "ends")
+    axes = call.ints(3, "axes", list(range(len(starts))))
+    steps = call.ints(4, "steps", [1] * len(starts))
+
+    def cut(p: Tensor) -> Tensor:
+        for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+            index = range(p.shape[axis])[slice(start, _end(end, step), step)]
+            p = p.index_select(axis, torch.tensor(list(index), dtype=torch.long))
+        return p
+
+    return call.move(cut, ref)
+
+
+def _end(end: int, step: int) -> int | None:
+    # A very negative end with a negative step means "past the first element".
+    return None if step < 0 and end < -(2**31) + 2 else end
+
+
+@onnx("Gather")
+def onnx_gather(call: Call) -> Ref:
+    """Picks constant indices along an axis."""
+    ref, index = call.ref(), call.constant(1)
+    assert index is not None
+    axis = int(call.attributes.get("axis", 0))
+
+    def pick(p: Tensor) -> Tensor:
+        length, a = p.shape[axis], axis % p.dim()
+        flat = (index.long() % length).flatten()
+        shape = (*p.shape[:a], *index.shape, *p.shape[a + 1 :])
+        return p.index_select(a, flat).reshape(shape)
+
+    return call.move(pick, ref)
+
+
+@onnx("Expand", "Tile")
+def onnx_expand(call: Call) -> Ref:
+    """Repeats along axes."""
+    counts = call.ints(1, "shape")
+    if call.name == "Tile":
+        return call.move(lambda p: p.repeat(counts), call.ref())
+    return call.move(lambda p: torch.broadcast_tensors(p, torch.empty(counts))[0], call.ref())
+
+
+@onnx("Split")
+def onnx_split(call: Call) -> list[Ref]:
+    """Splits along an axis into given or equal parts."""
+    ref = call.ref()
+    axis = int(call.attributes.get("axis", 0))
+    length = (1, *ref.shape)[axis]
+    sizes = call.ints(1, "split")
+    if not sizes:
+        count = int(call.attributes.get("num_outputs", call.attributes["n_outputs"]))
+        part = -(-length // count)
+        sizes = [min(part, length - i * part) for i in range(count)]
+    call.axis(axis, ref)
+    positions = torch.arange(torch.Size(ref.shape).numel()).reshape(1, *ref.shape)
+    return [take(call, ref, p[0]) for p in positions.split(sizes, axis)]
+
+
+@onnx("Resize", "Upsample")
+def onnx_resize(call: Call) -> Ref:
+    """Nearest-neighbour upsampling by whole factors."""
+    ref = call.ref()
+    if call.attributes.get("mode", "nearest") != "nearest":
+        raise call.error("only mode 'nearest' is supported")
+    scales = call.constant(1 if call.name == "Upsample" or call.opset < 11 else 2, "scales")
+    if scales is not None and scales.numel():
+        factors = [float(s) for s in scales]
+    else:
+        sizes = call.ints(3, "sizes")
+        factors = [s / f for s, f in zip(sizes, (1, *ref.shape), strict=True)]
+    place = call.attributes.get("coordinate_transformation_mode", "half_pixel")
+    rounding = call.attributes.get("nearest_mode", "round_prefer_floor")
+    if call.name == "Upsample" or call.opset < 11:
+        place, rounding = "asymmetric", "floor"
+    # These repeat every element equally often; other combinations shift some of them.
+    if (place, rounding) not in (("half_pixel", "round_prefer_floor"), ("asymmetric", "floor")):
+        raise call.error(f"coordinates {place!r} rounded by {rounding!r} are not supported")
+    if any(f != int(f) or f < 1 for f in factors):
+        raise call.error(f"only whole upsampling factors are supported; got {factors}")
+
+    def grow(p: Tensor) -> Tensor:
+        for axis, f in enumerate(factors):
+            p = p.repeat_interleave(int(f), axis)
+        return p
+
+    return call.move(grow, ref)
+
+
+@onnx("DepthToSpace")
+def onnx_depth_to_space(call: Call) -> Ref:
+    """Channels into blocks of pixels, orders DCR and CRD."""
+    b = int(call.attributes["blocksize"])
+
+    def blocks(p: Tensor) -> Tensor:
+        n, c, h, w = p.shape
+        if call.attributes.get("mode", "DCR") == "CRD":
+            return F.pixel_shuffle(p, b)
+        p = p.reshape(n, b, b, c // b**2, h, w).permute(0, 3, 4, 1, 5, 2)
+        return p.reshape(n, c // b**2, h * b, w * b)
+
+    return call.move(blocks, call.ref())

@@ -1,0 +1,1 @@
+"""Algorithms that prove or refute properties of graphs."""

@@ -1,0 +1,73 @@
+"""What all searches over one property share: the network, the clock, candidates and leaves."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from holdfast.graphs.graph import Graph
+from holdfast.verifiers.attack import Rows
+from holdfast.verifiers.problem import Counterexample, FloatArray, Leaf, Property
+from holdfast.verifiers.replay import Runtime, replay
+
+
+@final
+@dataclass(slots=True)
+class Search:
+    """The state of deciding one property.
+
+    Attributes:
+        graph: The network in float64.
+        prop: The property.
+        runtime: The deployed network.
+        deadline: Value of ``time.monotonic()`` at which to give up.
+        keep_leaves: Collect certificate data.
+        look: Look for counterexamples; bounds alone decide without.
+        seed: Of all random choices.
+    """
+
+    graph: Graph
+    prop: Property
+    runtime: Runtime
+    deadline: float
+    keep_leaves: bool = False
+    look: bool = True
+    seed: int = 0
+    leaves: list[Leaf] = field(default_factory=list)
+    domains: int = 0
+    lower: float = float("inf")
+    input_splits: bool = True
+    bounds: dict[int, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
+    single: Graph = field(init=False)
+    rows: Rows = field(init=False)
+    rows32: Rows = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.single = self.graph.to(torch.float32)
+        self.rows = Rows.of(self.prop, torch.float64)
+        self.rows32 = Rows.of(self.prop, torch.float32)
+
+    def is_over(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() >= self.deadline
+
+    @torch.no_grad()
+    def check(self, clause: Tensor, x: Tensor) -> Counterexample | None:
+        """Replays those of the points ``x (n, p)`` that violate their clause in this process."""
+        if not self.look or not len(x):
+            return None
+        x32 = x.float()
+        y = self.single(x32.reshape(-1, *self.graph.input_shape)).flatten(1)
+        worst = self.rows32.values(clause, x32, y).amax(1)
+        # Slightly positive values may still be violations in the runtime's own rounding.
+        order = worst.argsort()[:3]
+        for i in order.tolist():
+            if float(worst[i]) <= 0:
+                found = replay(self.runtime, self.prop, int(clause[i]), x[i].double().numpy())
+                if found is not None:
+                    return found
+        return None
