@@ -96,8 +96,8 @@ def shortened(attack: Attack, max_queries: int) -> Attack:
     Other options stay; an attack without these two stays as it is.
     """
     names = [f.name for f in fields(attack) if f.name in EFFORT_OPTIONS]  # type: ignore[arg-type]
-    if attack.card.is_minimal:
-        max_queries *= 2  # a search for the size around the search for the point
+    if attack.card.is_minimal and "steps" in names:
+        max_queries *= 2  # of its questions, a part goes into finding the right size
     while attack.max_queries > max_queries:
         halves = {name: getattr(attack, name) // 2 for name in names}
         if not halves or min(halves.values()) < 1:
