@@ -130,6 +130,18 @@ class Attempt(_Record):
     """Backward passes whose gradient was zero everywhere or not finite."""
 
 
+class Proven(_Record):
+    """A proof that no allowed change fools the model on this sample."""
+
+    kind: Literal["proven"] = "proven"
+    threat: str
+    sample: int
+    margin: float
+    """Proven lower bound of the label's logit minus any other's, over all allowed changes."""
+    effort: str
+    """``fast`` (CROWN), ``standard`` (optimised slopes) or ``thorough`` (branch and bound)."""
+
+
 class Radius(_Record):
     """An upper bound on the smallest change that fools the model, from bisection towards x."""
 
@@ -162,6 +174,7 @@ class Session(_Record):
 
 
 AnyRecord = Annotated[
-    Header | Finding | Clean | Attempt | Radius | Failure | Session, Field(discriminator="kind")
+    Header | Finding | Clean | Attempt | Proven | Radius | Failure | Session,
+    Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)

@@ -97,6 +97,14 @@ QuantiseOption = Annotated[
         rich_help_panel=_ATTACKER,
     ),
 ]
+VerifyOption = Annotated[
+    str | None,
+    typer.Option(
+        help="off, fast, standard or thorough: prove what holds, beside the attacks.",
+        metavar="EFFORT",
+        rich_help_panel=_ATTACKER,
+    ),
+]
 DomainOption = Annotated[
     str | None,
     typer.Option(

@@ -72,7 +72,8 @@ class Attacking:
 
     def _is_done(self, sample: int) -> bool:
         standing = self.standing
-        return bool(standing.is_broken[sample] or standing.is_stopped[sample])
+        is_decided = standing.is_broken[sample] or standing.is_verified[sample]
+        return bool(is_decided or standing.is_stopped[sample])
 
     # ------------------------------------------------------------------ running
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from holdfast.record import AnyRecord, Attempt, Clean, Outcome, Radius
+from holdfast.record import AnyRecord, Attempt, Clean, Outcome, Proven, Radius
 
 REUSED = -1
 """Stage of an attempt that took over another threat's adversarial input."""
+PROOF = -2
+"""Stage of a counterexample that the search for a proof came upon."""
 
 
 @dataclass(slots=True)
@@ -20,6 +22,7 @@ class Standing:
         position: Jobs of the sample's walk through the cascade that are over.
         broken_by: Stage that broke it; ``len(stages)`` or more where none did.
         is_stopped: Its budget ran out.
+        is_verified: There is a proof that nothing breaks it.
         forward, backward: Passes of its search.
         margin: Largest margin met.
         distance, radius: Size of the accepted change, and its bisected bound; NaN where unknown.
@@ -28,6 +31,7 @@ class Standing:
     position: np.ndarray
     broken_by: np.ndarray
     is_stopped: np.ndarray
+    is_verified: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
     zero_gradients: np.ndarray
@@ -46,6 +50,7 @@ class Standing:
             position=zeros[0],
             broken_by=np.full(n, cls.NOT_BROKEN, np.int64),
             is_stopped=np.zeros(n, bool),
+            is_verified=np.zeros(n, bool),
             forward=zeros[1],
             backward=zeros[2],
             zero_gradients=zeros[3],
@@ -63,7 +68,7 @@ class Standing:
     def attempt(self, record: Attempt) -> None:
         """Take an attempt in."""
         i = record.sample
-        if record.stage != REUSED:
+        if record.stage >= 0:
             self.position[i] += 1
         self.forward[i] += record.forward
         self.backward[i] += record.backward
@@ -109,6 +114,8 @@ class Ledger:
             self.goal[i] = record.target
         elif isinstance(record, Attempt):
             self.standing(record.threat).attempt(record)
+        elif isinstance(record, Proven):
+            self.standing(record.threat).is_verified[record.sample] = True
         elif isinstance(record, Radius):
             self.standing(record.threat).radius[record.sample] = record.radius
 

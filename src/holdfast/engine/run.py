@@ -27,6 +27,7 @@ from holdfast.engine.journal import Journal, RowFile, adversarial_path
 from holdfast.engine.judge import answers
 from holdfast.engine.ledger import Ledger
 from holdfast.engine.preflight import N_CHECKED, preflight
+from holdfast.engine.proving import check_sound, prove
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import Scan, chunks, inside, scan
 from holdfast.engine.suspicion import suspicions
@@ -319,10 +320,15 @@ def _threat(context: Context, threat: Threat) -> Generator[Event, None, bool]:
     text, plan = threat.describe(), context.plan
     steps, left_out = fitting(plan.resolved_stages, threat.norm, context.model.access)
     yield from _tell(context, left_out)
+    if plan.verify != "off":
+        yield from prove(context, threat, "fast")
     attacking = Attacking(context, threat, steps)
     yield from attacking.run()
     if attacking.n_unfinished:
         yield Stopped("budget", attacking.n_unfinished)
+    elif plan.verify in ("standard", "thorough"):
+        yield from prove(context, threat, plan.verify)
+    check_sound(context, threat)
     standing = context.ledger.standing(text)
     is_correct = context.ledger.is_correct
     yield from _curve(context, threat)

@@ -161,9 +161,19 @@ def _bound(report: Report) -> str:
     most = "at most " if rate.k else ""
     bound = f"{kept}: its robust accuracy is {most}{percent(rate.value)}"
     return (
-        f"{bound} on these samples. For others of the same kind the same figure lies between "
-        f"{percent(rate.lower)} and {percent(rate.upper)}, with 95% confidence."
+        f"{bound} on these samples{_proven(report)}. For others of the same kind the same figure "
+        f"lies between {percent(rate.lower)} and {percent(rate.upper)}, with 95% confidence."
     )
+
+
+def _proven(report: Report) -> str:
+    """What is shown by proof, where proofs were tried with success."""
+    proven = report.verified_accuracy
+    if proven.k == 0:
+        return ""
+    if proven.k == report.robust_accuracy.k:
+        return ", and that is exact: there is a proof for every one of them"
+    return f", and at least {percent(proven.value)}: for {_some(proven.k)} there is a proof"
 
 
 def _caveats(report: Report) -> list[str]:

@@ -21,6 +21,7 @@ from holdfast.record import (
     Finding,
     Header,
     Outcome,
+    Proven,
     Radius,
     Session,
     Verdict,
@@ -46,6 +47,7 @@ class _Fate:
     """What the records say of one sample under one threat."""
 
     attempts: dict[tuple[int, int, int], Attempt] = field(default_factory=dict)
+    proven: Proven | None = None
     radius: Radius | None = None
 
     @property
@@ -73,6 +75,9 @@ class _Sorted:
             case Attempt():
                 fate = self.fates.setdefault((record.threat, record.sample), _Fate())
                 fate.attempts[record.stage, record.target, record.restart] = record
+            case Proven():
+                fate = self.fates.setdefault((record.threat, record.sample), _Fate())
+                fate.proven = record
             case Radius():
                 fate = self.fates.setdefault((record.threat, record.sample), _Fate())
                 fate.radius = record
@@ -177,6 +182,8 @@ def _verdict(clean: Clean, fate: _Fate, steps: tuple[Step, ...]) -> Verdict:
     outcomes = [attempt.outcome for attempt in fate.attempts.values()]
     if Outcome.BROKEN in outcomes:
         return Verdict.BROKEN
+    if fate.proven:
+        return Verdict.VERIFIED
     done = [stage for stage, _, _ in fate.attempts]
     complete = all(done.count(step.stage) >= step.n_jobs for step in steps)
     return Verdict.UNKNOWN if complete or Outcome.STOPPED in outcomes else Verdict.UNFINISHED

@@ -65,6 +65,10 @@ def _figures(report: Report) -> Table:
     table.add_row("unchanged", _words.percent(clean.value), _words.interval(clean), "", "")
     for result in report.threats.values():
         table.add_row(*_row(result))
+        if result.verified_accuracy.k:
+            proven = result.verified_accuracy
+            row = ("  with a proof", f"≥ {_words.percent(proven.value)}", _words.interval(proven))
+            table.add_row(*row, "", "")
     if len(report.threats) > 1:
         rate = report.robust_accuracy
         row = ("all threats together", f"≤ {_words.percent(rate.value)}", _words.interval(rate))

@@ -1,0 +1,191 @@
+"""Proofs beside the attacks: samples that no allowed change can break, shown by bounds.
+
+Cheap bounds come before the attacks, so that what is proven is not attacked; dearer ones and branch
+and bound after them, on what the attacks left open. Verified samples need no attack, broken ones no
+proof.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.engine.judge import judge
+from holdfast.engine.ledger import PROOF
+from holdfast.errors import SoundnessError
+from holdfast.events import Event, Found, PhaseDone
+from holdfast.model import Model
+from holdfast.perturbations.ball import Ball
+from holdfast.record import Attempt, Finding, Outcome, Proven
+from holdfast.threat import Threat
+from holdfast.verifiers.certify import Certified, Effort, certify
+
+if TYPE_CHECKING:
+    from holdfast.engine.run import Context
+
+_CHUNK = 32
+SECONDS_PER_SAMPLE = 30.0  # of branch and bound, where the plan sets no budget of time
+
+
+class Deployed(nn.Module):
+    """What the attacks see, as one module: normalisation, network, head."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.net = model.modules[0]
+        self.model_mean, self.model_std = model.mean, model.std
+        self.is_single = model.head.kind == "logit"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(n, k)`` of inputs in the domain."""
+        if self.model_mean is not None and self.model_std is not None:
+            shape = (-1, *(1,) * (x.ndim - 2)) if x.ndim > 2 else (-1,)
+            x = (x - self.model_mean.reshape(shape)) / self.model_std.reshape(shape)
+        z = self.net(x)
+        if self.is_single:
+            z = z.reshape(-1, 1) * torch.tensor([[0.0, 1.0]])
+        return z
+
+
+def obstacle(model: Model, threat: Threat) -> str:
+    """Why this model cannot be verified under this threat; empty where it can."""
+    if not isinstance(threat, Ball) or threat.size.numel() > 1:
+        return f"the threat {threat.describe()} is not a norm ball of one radius"
+    if model.head.kind not in ("logits", "logit"):
+        return f"the model gives {model.head.kind}, not logits"
+    if len(model.modules) != 1 or model.f is not model.modules[0]:
+        return "the model is a function around a module: give the torch.nn.Module itself"
+    if model.is_random:
+        return "the model answers at random"
+    if any(isinstance(side, Tensor) for side in (model.domain.lower, model.domain.upper)):
+        return "the input domain has bounds of its own for every feature"
+    return ""
+
+
+def prove(context: Context, threat: Threat, effort: Effort) -> Iterator[Event]:
+    """Try to prove the samples that are still open; the journal gets a record for each proof."""
+    model, text = context.model, threat.describe()
+    standing, ledger = context.ledger.standing(text), context.ledger
+    goal_is_other = ledger.goal != context.seen.y.numpy()
+    is_open = ledger.is_correct & ~standing.is_broken & ~standing.is_verified & goal_is_other
+    rows = np.flatnonzero(is_open).tolist()
+    reason = obstacle(model, threat)
+    if reason:
+        yield from _cannot(context, reason, text)
+        return
+    module = Deployed(model).eval()
+    for start in range(0, len(rows), _CHUNK):
+        if context.is_over_time:
+            return
+        chunk = rows[start : start + _CHUNK]
+        x, y = context.fetch(chunk)
+        try:
+            found = _certified(context, module, x, y, threat, effort)
+        except (ValueError, NotImplementedError, RuntimeError) as error:
+            yield from _cannot(context, str(error).splitlines()[0], text)
+            return
+        context.append([*_proofs(text, chunk, found, effort)])
+        _refuted(context, threat, chunk, found)
+        yield from context.progress(text, f"proof ({effort})", start + len(chunk), len(rows))
+    yield PhaseDone(
+        text,
+        f"proof ({effort})",
+        ledger.robust_accuracy(text),
+        ledger.clean_accuracy,
+        float((standing.forward + standing.backward).mean()),
+        context.seconds,
+    )
+
+
+def _certified(
+    context: Context, module: nn.Module, x: Tensor, y: Tensor, threat: Threat, effort: Effort
+) -> list[Certified]:
+    assert isinstance(threat, Ball)
+    domain = context.model.domain
+    limit = context.plan.budget.seconds
+    left = SECONDS_PER_SAMPLE if limit is None else max(1.0, limit - context.seconds)
+    return certify(
+        module,
+        x.cpu(),
+        y.cpu(),
+        float(threat.size),
+        threat.norm,  # type: ignore[arg-type]
+        effort=effort,
+        domain=(float(domain.lower), float(domain.upper)),
+        timeout_s=min(SECONDS_PER_SAMPLE, left),
+    )
+
+
+def _proofs(text: str, rows: list[int], found: list[Certified], effort: Effort) -> Iterator[Proven]:
+    for i, one in zip(rows, found, strict=True):
+        if one.status == "unsat":
+            yield Proven(threat=text, sample=i, margin=one.margin, effort=effort)
+
+
+def _refuted(context: Context, threat: Threat, rows: list[int], found: list[Certified]) -> None:
+    """Counterexamples of the proof search go before the judge like everybody's."""
+    chosen = [j for j, one in enumerate(found) if one.x_adv is not None]
+    if not chosen:
+        return
+    samples = [rows[j] for j in chosen]
+    x, y = context.fetch(samples)
+    examples = [one.x_adv for one in found if one.x_adv is not None]
+    points = torch.stack(examples).to(x).reshape(x.shape)
+    allowed = context.bind(threat, x, samples)
+    goal = torch.from_numpy(context.ledger.goal[samples]).to(x.device)
+    verdict = judge(context.model, points, allowed, y, goal, context.plan.quantise is not None)
+    text, distances = threat.describe(), allowed.distance(verdict.points)
+    for j in verdict.accepted.nonzero().flatten().tolist():
+        context.adversarial_file(text).write([samples[j]], verdict.points[j : j + 1])
+        chance = verdict.logits[j].softmax(0)
+        own, answer = int(y[j]), int(verdict.logits[j].argmax())
+        others = torch.cat([verdict.logits[j][:own], verdict.logits[j][own + 1 :]])
+        context.append(
+            [
+                Attempt(
+                    threat=text,
+                    sample=samples[j],
+                    stage=PROOF,
+                    attack="branch and bound",
+                    outcome=Outcome.BROKEN,
+                    forward=2,
+                    backward=0,
+                    margin=float(others.max() - verdict.logits[j][own]),
+                    loss=float(-verdict.logits[j].log_softmax(0)[own]),
+                    confidence=float(chance[own]),
+                    prediction=answer,
+                    prediction_confidence=float(chance[answer]),
+                    distance=float(distances[j]),
+                )
+            ]
+        )
+
+
+def _cannot(context: Context, reason: str, text: str) -> Iterator[Event]:
+    finding = Finding(
+        code="not_verifiable",
+        level="info",
+        text=f"No proofs under {text}: {reason}.".replace("..", "."),
+        threat=text,
+    )
+    context.append([finding])
+    yield Found(finding.code, finding.level, finding.text)
+
+
+def check_sound(context: Context, threat: Threat) -> None:
+    """A sample that is both broken and verified is a bug: stop.
+
+    Raises:
+        SoundnessError: naming the samples.
+    """
+    standing = context.ledger.standing(threat.describe())
+    both = np.flatnonzero(standing.is_broken & standing.is_verified).tolist()
+    if both:
+        raise SoundnessError(
+            f"Samples {both[:5]} are both broken and verified under {threat.describe()}. This is a "
+            "bug in Holdfast: please report it with the journal."
+        )

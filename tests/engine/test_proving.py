@@ -1,0 +1,96 @@
+"""Proofs beside attacks in one run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from driving import finish, plan
+from torch import nn
+
+import holdfast
+from holdfast.data import ArrayData
+from holdfast.engine import journal
+from holdfast.errors import SoundnessError
+from holdfast.model import Model
+from holdfast.record import Attempt, Finding, Outcome, Proven
+
+EPS = "linf:0.05"
+
+
+def small(k=3):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, k)).eval()
+
+
+@pytest.fixture
+def toy():
+    net = small()
+    x = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    return net, ArrayData(x, net(x).argmax(1))
+
+
+def of(directory, kind):
+    return [r for r in journal.read(directory) if isinstance(r, kind)]
+
+
+@pytest.mark.parametrize("effort", ["fast", "standard", "thorough"])
+@pytest.mark.parametrize("norm", ["linf:0.05", "l2:0.08", "l1:0.1"])
+def test_verified_and_broken_are_apart_and_true(toy, tmp_path, effort, norm):
+    net, data = toy
+    finish(plan(threats=(norm,), verify=effort), net, data, tmp_path)
+    proven = {r.sample for r in of(tmp_path, Proven)}
+    broken = {r.sample for r in of(tmp_path, Attempt) if r.outcome is Outcome.BROKEN}
+    assert proven
+    assert not proven & broken
+    report = holdfast.Report.load(tmp_path)
+    assert report.verified_accuracy.k == len(proven)
+    assert report.verified_accuracy.k <= report.robust_accuracy.k
+    if effort == "thorough" and norm == EPS:
+        assert len(proven) + len(broken) == len(data)
+    rows = sorted(proven)
+    allowed = holdfast.parse_threat(norm).bind(data.x[rows], holdfast.Domain())
+    for seed in range(50):
+        z = allowed.sample(holdfast.engine.random.Rng.from_seed(seed, len(rows)))
+        assert bool((net(z).argmax(1) == data.y[rows]).all())
+
+
+def test_proven_samples_are_not_attacked(toy, tmp_path):
+    net, data = toy
+    finish(plan(threats=(EPS,), verify="fast"), net, data, tmp_path)
+    proven = {r.sample for r in of(tmp_path, Proven)}
+    assert not proven & {r.sample for r in of(tmp_path, Attempt)}
+
+
+def test_normalisation_and_single_logits_are_part_of_the_proof(tmp_path):
+    net = small(1)
+    x = torch.rand(40, 4, generator=torch.Generator().manual_seed(1))
+    model = Model(net, mean=0.3, std=0.5, head="logit")
+    with torch.no_grad():
+        net[2].bias -= net((x - 0.3) / 0.5).median()
+        y = (net((x - 0.3) / 0.5)[:, 0] > 0).long()
+    data = ArrayData(x, y)
+    assert len(y.unique()) == 2
+    finish(plan(threats=(EPS,), verify="thorough"), model, data, tmp_path)
+    report = holdfast.Report.load(tmp_path)
+    assert 0 < report.verified_accuracy.k == report.robust_accuracy.k
+
+
+def test_what_cannot_be_proven_says_why(toy, tmp_path):
+    net, data = toy
+    finish(plan(threats=(EPS,), verify="fast"), lambda x: net(x), data, tmp_path)
+    texts = [f.text for f in of(tmp_path, Finding) if f.code == "not_verifiable"]
+    assert len(texts) == 1
+    assert "torch.nn.Module" in texts[0]
+    assert not of(tmp_path, Proven)
+
+
+def test_a_false_proof_stops_the_run(toy, tmp_path):
+    net, data = toy
+    finish(plan(threats=(EPS,)), net, data, tmp_path)
+    broken = next(r for r in of(tmp_path, Attempt) if r.outcome is Outcome.BROKEN)
+    lie = Proven(threat=EPS, sample=broken.sample, margin=1.0, effort="fast")
+    with journal.journal_path(tmp_path).open("ab") as file:
+        file.write(journal.RECORD.dump_json(lie) + b"\n")
+    with pytest.raises(SoundnessError, match=rf"\[{broken.sample}\] are both"):
+        finish(plan(threats=(EPS,)), net, data, tmp_path)
