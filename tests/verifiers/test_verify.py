@@ -57,7 +57,7 @@ def test_both_sides_of_the_true_minimum(seed, splitting):
     witness = above.counterexample
     assert witness is not None
     assert bool((np.abs(witness.x) <= 1).all())
-    y = net(torch.from_numpy(witness.x)[None])[0]
+    y = net(torch.from_numpy(witness.x)[None])[0].detach()
     assert float(y[0] - y[1]) <= least + 0.001
 
 

@@ -109,7 +109,7 @@ def pull_back(
         if mirrored and (node.index == 0 or not node.op.is_affine):
             # Up to here both directions have the same coefficients but for the sign.
             pending = {i: torch.cat([P, -P], 1) for i, P in pending.items()}
-            constant, error = torch.cat([constant, -constant], 1), torch.cat([error, error], 1)
+            constant, error = torch.cat([constant, -constant], 1), torch.cat([error] * 2, 1)
             mirrored = False
         A = pending.pop(node.index)
         if node.index in cuts and node.index in multipliers:
