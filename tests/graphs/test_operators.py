@@ -167,7 +167,7 @@ def convs(graph, **change):
 
 
 def worst(graph, x):
-    """At small radii a wrong step shows since bounds are tight, at large ones neurons are unstable."""
+    """At small radii bounds are tight, so wrong steps show; at large ones neurons are unstable."""
     return max(violation(graph, x, eps, "linf") for eps in (0.01, 0.1, 0.4))
 
 

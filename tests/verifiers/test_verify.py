@@ -137,6 +137,8 @@ def test_contradictions_and_bad_sizes():
     assert (verdict.status, verdict.reason) == ("unsat", "the property contradicts itself")
     with pytest.raises(ValueError, match="the property has 3 inputs and 2 outputs"):
         verify(graph, at_most(0.0, inputs=3))
+    with pytest.raises(ValueError, match="has no rows"):
+        verify(graph, Property((Clause(-np.ones(2), np.ones(2), np.ones((0, 2)), np.ones(0)),)))
     with pytest.raises(ValueError, match="needs example="):
         verify(network(0), at_most(0.0))
 

@@ -112,16 +112,24 @@ def optimise(
         if step == steps or bool((best_value > target).all()):
             break
         gradients = torch.autograd.grad(objective, x, allow_unused=True)
-        for i, (gradient, (kind, _)) in enumerate(zip(gradients, names, strict=True)):
-            if gradient is None:
-                continue
-            first[i] = 0.9 * first[i] + 0.1 * gradient
-            second[i] = 0.999 * second[i] + 0.001 * gradient * gradient
-            move = first[i] / (1 - 0.9 ** (step + 1))
-            move = move / ((second[i] / (1 - 0.999 ** (step + 1))).sqrt() + 1e-12)
-            size = rate * 0.98**step * (1.0 if kind == "a" else 0.5)
-            x[i] = (x[i].detach() + size * move).clamp(0.0, 1.0 if kind == "a" else None)
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                size = rate * 0.98**step * (1.0 if names[i][0] == "a" else 0.5)
+                move = _adam(gradient, first[i], second[i], step + 1)
+                limit = 1.0 if names[i][0] == "a" else None
+                x[i] = (x[i].detach() + size * move).clamp(0.0, limit)
     return _named(names, best), best_value
+
+
+def _adam(gradient: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:
+    """Adam's direction (Kingma & Ba, 2015); updates both moments in place.
+
+    Written out since importing ``torch.optim`` costs seconds and holds per-parameter state.
+    """
+    first.mul_(0.9).add_(gradient, alpha=0.1)
+    second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    scale = (second / (1 - 0.999**step)).sqrt_().add_(1e-12)
+    return first / (1 - 0.9**step) / scale
 
 
 def _named(names: list[tuple[str, int]], values: list[Tensor]) -> Choices:

@@ -1,4 +1,5 @@
 """Which samples of a batch keep their class within a norm ball: proven, refuted or open."""
+# ruff: noqa: N803, N806 - C is the matrix of the literature
 
 from __future__ import annotations
 
@@ -55,10 +56,14 @@ def certify(
         y: Classes ``(n,)``.
         eps: Radius.
         norm: The norm; branch and bound needs ``linf``.
-        effort: ``fast`` stops after CROWN, ``standard`` after optimised slopes, ``thorough`` goes on
-            to branch and bound (linf) for ``timeout_s`` seconds a sample.
+        effort: ``fast`` stops after CROWN, ``standard`` after optimised slopes, ``thorough``
+            goes on to branch and bound (linf).
         domain: Least and greatest input value.
         timeout_s: Seconds of branch and bound per sample.
+
+    Raises:
+        GraphError: The network cannot be captured.
+        ValueError: Inputs outside the domain, negative ``eps`` or unknown norm.
     """
     graph = network if isinstance(network, Graph) else capture(network, x, fold=False)
     C = margins(y, graph.nodes[-1].size)

@@ -109,7 +109,7 @@ def pull_back(
         if mirrored and (node.index == 0 or not node.op.is_affine):
             # Up to here both directions have the same coefficients but for the sign.
             pending = {i: torch.cat([P, -P], 1) for i, P in pending.items()}
-            constant, error = torch.cat([constant, -constant], 1), torch.cat([error, error], 1)
+            constant, error = torch.cat([constant, -constant], 1), torch.cat([error] * 2, 1)
             mirrored = False
         A = pending.pop(node.index)
         if node.index in cuts and node.index in multipliers:
@@ -119,7 +119,7 @@ def pull_back(
             watched[node.index] = A
         magnitude = state.magnitudes[node.index] if rounding else None
         if magnitude is not None:
-            error = error + unit * magnitude * torch.linalg.vector_norm(A.flatten(2), 1, 2)
+            error = error + unit * magnitude * _l1(A)
         if node.index == 0:
             break
         boxes = [state.boxes[i] for i in node.inputs]
@@ -127,8 +127,24 @@ def pull_back(
         if pulled.constant is not None:
             constant = constant + pulled.constant
         for i, part in zip(node.inputs, pulled.coefficients, strict=True):
+            if i in pending and rounding:
+                # Errors left to node i refer to each part, while their sum may cancel.
+                error = error + unit * _scale(state, i) * (_l1(pending[i]) + _l1(part))
             pending[i] = pending[i] + part if i in pending else part
     return LinearBound(A, constant - error, watched)
+
+
+def _l1(A: Tensor) -> Tensor:
+    """Sum of absolute coefficients of every row: ``(n, k, *shape) -> (n, k)``."""
+    return torch.linalg.vector_norm(A.flatten(2), 1, 2)
+
+
+def _scale(state: State, node: int) -> Tensor:
+    """The node's magnitude, at least that of its value, ``(n, 1)``."""
+    magnitude = state.magnitudes[node]
+    if magnitude is not None:
+        return magnitude
+    return state.boxes[node].magnitude().flatten(1).amax(1, keepdim=True)
 
 
 def _apply_cuts(A: Tensor, cuts: Cuts, multipliers: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,8 +198,7 @@ def windowed(
             constant = torch.cat([constant, -constant], 1)
         magnitude = state.magnitudes[node.index] if rounding else None
         if magnitude is not None:
-            norm = torch.linalg.vector_norm(window.A.flatten(2), 1, 2)
-            error = error + unit * magnitude[window.sample] * norm
+            error = error + unit * magnitude[window.sample] * _l1(window.A)
         if node.index == 0:
             break
         if len(node.inputs) != 1:

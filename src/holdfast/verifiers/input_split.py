@@ -39,16 +39,18 @@ class _Domains:
         upper: Greatest inputs ``(n, p)``.
         open: Clauses not proven yet ``(n, c)``.
         boxes: Bounds of all nodes on a larger box, or nothing at the root.
+        worst: Least bound that their parents had.
     """
 
     lower: Tensor
     upper: Tensor
     open: Tensor
     boxes: list[Box]
+    worst: float = -float("inf")
 
     def rows(self, index: Tensor) -> _Domains:
         boxes = [Box(b.lower[index], b.upper[index]) for b in self.boxes]
-        return _Domains(self.lower[index], self.upper[index], self.open[index], boxes)
+        return _Domains(self.lower[index], self.upper[index], self.open[index], boxes, self.worst)
 
     def __len__(self) -> int:
         return len(self.lower)
@@ -83,6 +85,10 @@ def split_inputs(search: Search, clauses: Tensor) -> Counterexample | bool:
     while stack:
         if search.is_over():
             return False
+        if rounds % 2:
+            # Depth first keeps the stack short; every other round the worst bound goes first, as
+            # counterexamples hide there.
+            stack.append(stack.pop(min(range(len(stack)), key=lambda i: stack[i].worst)))
         bounded = _bound(search, clauses, _pop(stack))
         _collect(search, clauses, bounded)
         keep = (bounded.domains.open & (bounded.value <= 0)).any(1).nonzero().squeeze(1)
@@ -121,7 +127,7 @@ def _join(parts: list[_Domains]) -> _Domains:
     lower, upper, opened = (
         torch.cat([getattr(p, name) for p in parts]) for name in ("lower", "upper", "open")
     )
-    return _Domains(lower, upper, opened, boxes)
+    return _Domains(lower, upper, opened, boxes, min(p.worst for p in parts))
 
 
 def _bound(search: Search, clauses: Tensor, domains: _Domains) -> _Bounded:
@@ -199,7 +205,8 @@ def _split(bounded: _Bounded, keep: Tensor) -> _Domains:
     score = (A * opened.unsqueeze(2)).amax(1) * (domains.upper - domains.lower)
     worst = bounded.value[keep].masked_fill(~opened, torch.inf).amin(1)
     order = worst.argsort()
-    domains = _Domains(domains.lower, domains.upper, opened, domains.boxes).rows(order)
+    least = float(worst.min())
+    domains = _Domains(domains.lower, domains.upper, opened, domains.boxes, least).rows(order)
     score = score[order]
     for _ in range(3 if len(keep) < 8 else 1):
         domains, score = _halve(domains, score)

@@ -90,6 +90,8 @@ def _load(
 def _check_sizes(graph: Graph, prop: Property) -> None:
     p, m = graph.nodes[0].size, graph.nodes[-1].size
     for clause in prop.clauses:
+        if not len(clause.d):
+            raise ValueError("a clause has no rows; for one that always holds give a row of zeros")
         if clause.lower.shape != (p,) or clause.C.shape[1] != m:
             raise ValueError(
                 f"the property has {len(clause.lower)} inputs and {clause.C.shape[1]} outputs, "

@@ -95,13 +95,13 @@ class Conv(Affine):
         places = A.flatten(2).transpose(1, 2)
         patches = (places @ self.weight.flatten(1)).transpose(1, 2)
         kernel = self.weight.shape[2:]
-        size = [
+        size = tuple(
             (n - 1) * s + d * (k - 1) + 1
             for n, s, d, k in zip(A.shape[2:], self.stride, self.dilation, kernel, strict=True)
-        ]
+        )
         if A.shape[2:].numel() == 1 and self.dilation == (1, 1):
             return patches.reshape(len(A), self.weight.shape[1], *kernel)
-        return F.fold(patches, size, list(kernel), self.dilation, 0, self.stride)
+        return F.fold(patches, size, tuple(kernel), self.dilation, 0, self.stride)
 
 
 @onnx("Conv")
