@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _common import data_folder, write
 from onnx import TensorProto, helper, numpy_helper, save
 
+from _common import data_folder, write
 from holdfast.certificates import CertificateError, check, save_proof
 from holdfast.certificates.emit import build_proof
 from holdfast.graphs.onnx_reader import read_onnx

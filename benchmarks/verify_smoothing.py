@@ -15,10 +15,10 @@ import time
 
 import numpy as np
 import torch
-from _common import data_folder, write
 from scipy import stats
 from torch import Tensor, nn
 
+from _common import data_folder, write
 from holdfast.verifiers.smoothing import ABSTAIN, binomial_lower, certified_curve, smooth
 
 REPETITIONS, VOTES, SIGMA = 1000, 1000, 0.25

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from _common import data_folder, write
 
+from _common import data_folder, write
 from holdfast.certificates.exact import holds
 from holdfast.properties import parse_counterexample, read_vnnlib
 from holdfast.properties.instances import Outcome, read_instances, run_instances
