@@ -13,16 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from holdfast.attacks.base import Problem
 from holdfast.engine.cascade import Step, rank_wrong, walk
-from holdfast.engine.judge import judge
+from holdfast.engine.found import submit
 from holdfast.engine.ledger import REUSED, Standing
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import NO_LIMIT, Ended, Job, Rules, Slots
 from holdfast.events import Event, PhaseDone
-from holdfast.record import Attempt, Outcome
+from holdfast.record import Attempt
 from holdfast.threat import Threat
 
 if TYPE_CHECKING:
@@ -189,48 +188,9 @@ class Attacking:
                 continue
             rows = np.flatnonzero(is_new).tolist()
             for start in range(0, len(rows), context.slots):
-                self._reuse_rows(other, rows[start : start + context.slots])
-
-    def _reuse_rows(self, other: str, rows: list[int]) -> None:
-        context = self.context
-        x, y = context.fetch(rows)
-        allowed = context.bind(self.threat, x, rows)
-        x_adv = context.adversarial_file(other).read(rows).to(x.device)
-        goal = torch.from_numpy(context.ledger.goal[rows]).to(x.device)
-        quantise = context.plan.quantise is not None
-        found = judge(context.model, x_adv, allowed, y, goal, quantise)
-        chosen = found.accepted.nonzero().squeeze(1).tolist()
-        if not chosen:
-            return
-        samples = [rows[i] for i in chosen]
-        context.adversarial_file(self.text).write(samples, found.points[chosen])
-        distances = allowed.distance(found.points)
-        context.append(
-            [
-                self._reused(other, rows[i], int(y[i]), found.logits[i], float(distances[i]))
-                for i in chosen
-            ]
-        )
-
-    def _reused(self, other: str, sample: int, y: int, logits: Tensor, distance: float) -> Attempt:
-        chance = logits.softmax(0)
-        answer = int(logits.argmax())
-        wrong = torch.cat([logits[:y], logits[y + 1 :]]).max()
-        return Attempt(
-            threat=self.text,
-            sample=sample,
-            stage=REUSED,
-            attack=f"found under {other}",
-            outcome=Outcome.BROKEN,
-            forward=2,
-            backward=0,
-            margin=float(wrong - logits[y]),
-            loss=float(-logits.log_softmax(0)[y]),
-            confidence=float(chance[y]),
-            prediction=answer,
-            prediction_confidence=float(chance[answer]),
-            distance=distance,
-        )
+                some = rows[start : start + context.slots]
+                points = context.adversarial_file(other).read(some)
+                submit(context, self.threat, some, points, REUSED, f"found under {other}")
 
     # ------------------------------------------------------------------ speaking
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from holdfast.engine.judge import judge
+from holdfast.engine.found import submit
 from holdfast.engine.ledger import PROOF
 from holdfast.errors import SoundnessError
 from holdfast.events import Event, Found, PhaseDone
 from holdfast.model import Model
 from holdfast.perturbations.ball import Ball
-from holdfast.record import Attempt, Finding, Outcome, Proven
+from holdfast.record import Finding, Proven
 from holdfast.threat import Threat
 from holdfast.verifiers.certify import Certified, Effort, certify
 
@@ -128,41 +128,10 @@ def _proofs(text: str, rows: list[int], found: list[Certified], effort: Effort) 
 
 def _refuted(context: Context, threat: Threat, rows: list[int], found: list[Certified]) -> None:
     """Counterexamples of the proof search go before the judge like everybody's."""
-    chosen = [j for j, one in enumerate(found) if one.x_adv is not None]
-    if not chosen:
-        return
-    samples = [rows[j] for j in chosen]
-    x, y = context.fetch(samples)
-    examples = [one.x_adv for one in found if one.x_adv is not None]
-    points = torch.stack(examples).to(x).reshape(x.shape)
-    allowed = context.bind(threat, x, samples)
-    goal = torch.from_numpy(context.ledger.goal[samples]).to(x.device)
-    verdict = judge(context.model, points, allowed, y, goal, context.plan.quantise is not None)
-    text, distances = threat.describe(), allowed.distance(verdict.points)
-    for j in verdict.accepted.nonzero().flatten().tolist():
-        context.adversarial_file(text).write([samples[j]], verdict.points[j : j + 1])
-        chance = verdict.logits[j].softmax(0)
-        own, answer = int(y[j]), int(verdict.logits[j].argmax())
-        others = torch.cat([verdict.logits[j][:own], verdict.logits[j][own + 1 :]])
-        context.append(
-            [
-                Attempt(
-                    threat=text,
-                    sample=samples[j],
-                    stage=PROOF,
-                    attack="branch and bound",
-                    outcome=Outcome.BROKEN,
-                    forward=2,
-                    backward=0,
-                    margin=float(others.max() - verdict.logits[j][own]),
-                    loss=float(-verdict.logits[j].log_softmax(0)[own]),
-                    confidence=float(chance[own]),
-                    prediction=answer,
-                    prediction_confidence=float(chance[answer]),
-                    distance=float(distances[j]),
-                )
-            ]
-        )
+    chosen = [(i, one.x_adv) for i, one in zip(rows, found, strict=True) if one.x_adv is not None]
+    if chosen:
+        samples, points = [i for i, _ in chosen], torch.stack([x_adv for _, x_adv in chosen])
+        submit(context, threat, samples, points, PROOF, "branch and bound")
 
 
 def _cannot(context: Context, reason: str, text: str) -> Iterator[Event]:
