@@ -37,18 +37,18 @@ class Deployed(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.net = model.modules[0]
-        self.model_mean, self.model_std = model.mean, model.std
+        self.mean = None if model.mean is None else model.mean.to(model.device)
+        self.std = None if model.std is None else model.std.to(model.device)
+        self.both = torch.tensor([[0.0, 1.0]], device=model.device)
         self.is_single = model.head.kind == "logit"
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(n, k)`` of inputs in the domain."""
-        if self.model_mean is not None and self.model_std is not None:
+        if self.mean is not None and self.std is not None:
             shape = (-1, *(1,) * (x.ndim - 2)) if x.ndim > 2 else (-1,)
-            x = (x - self.model_mean.reshape(shape)) / self.model_std.reshape(shape)
+            x = (x - self.mean.reshape(shape)) / self.std.reshape(shape)
         z = self.net(x)
-        if self.is_single:
-            z = z.reshape(-1, 1) * torch.tensor([[0.0, 1.0]])
-        return z
+        return z.reshape(-1, 1) * self.both if self.is_single else z
 
 
 def obstacle(model: Model, threat: Threat) -> str:
@@ -110,8 +110,8 @@ def _certified(
     left = SECONDS_PER_SAMPLE if limit is None else max(1.0, limit - context.seconds)
     return certify(
         module,
-        x.cpu(),
-        y.cpu(),
+        x,
+        y,
         float(threat.size),
         threat.norm,  # type: ignore[arg-type]
         effort=effort,

@@ -1,7 +1,7 @@
 """Read properties in the format of the verification competition: VNN-LIB 1.0 and 2.0.
 
 A file states the violation: ``sat`` means that some input satisfies all of its assertions. Version
-1.0 declares scalars ``X_i`` and ``Y_i``, version 2.0 (https://www.vnnlib.org) networks with shaped
+1.0 declares scalars ``X_i`` and ``Y_i``, version 2.0 networks with shaped
 inputs and outputs. Both may nest ``and`` and ``or`` over linear comparisons of inputs and outputs.
 """
 
