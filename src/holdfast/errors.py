@@ -7,7 +7,11 @@
     │   ├── ModelError                   the model: its file, its outputs, its access
     │   ├── DataError                    the data: its file, range, labels, shape
     │   ├── ThreatError                  the threat: its text, its radius, its norm
-    │   └── PlanError                    the plan: unknown attack, option, cascade, budget
+    │   ├── PlanError                    the plan: unknown attack, option, cascade, budget
+    │   ├── GraphError                   the network cannot become a graph that has bounds
+    │   │   └── UnsupportedOperatorError   one of its operators has none
+    │   ├── PropertyError                the property: its text, or its fit to the network
+    │   └── CertificateError             the proof: its file, or what proofs do not cover
     ├── ModelCrash                       the model raised in the middle of a run
     ├── JournalError                     the journal cannot be read, written or resumed
     ├── PrerequisiteError                an optional package is missing
@@ -48,6 +52,39 @@ class ThreatError(InputError):
 
 class PlanError(InputError):
     """The plan names something that does not exist or cannot be done."""
+
+
+class GraphError(InputError):
+    """A network cannot be brought into a graph, or a graph is used in a way it cannot serve."""
+
+
+class UnsupportedOperatorError(GraphError):
+    """An operator has no bounds; names the operator, its place in the model and a way out."""
+
+    def __init__(self, operator: str, place: str, advice: str = "") -> None:
+        self.operator, self.place = operator, place
+        advice = advice or (
+            "Replace it by supported operators, or add one file to holdfast/graphs/operators "
+            "with its run, interval and relaxation."
+        )
+        super().__init__(f"operator {operator!r} at {place!r} is not supported. {advice}")
+
+
+class PropertyError(InputError):
+    """A property cannot be read or does not fit the network it is asked of.
+
+    Attributes:
+        line: line of the text where the trouble starts, from 1; 0 when it has no place.
+        column: column in that line, from 1; 0 when it has no place.
+    """
+
+    def __init__(self, message: str, line: int = 0, column: int = 0) -> None:
+        self.line, self.column = line, column
+        super().__init__(f"line {line}, column {column}: {message}" if line else message)
+
+
+class CertificateError(InputError):
+    """A proof file, its network or its property cannot be used for checking."""
 
 
 class ModelCrash(HoldfastError):

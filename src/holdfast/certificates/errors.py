@@ -1,7 +1,5 @@
 """Why a proof is not accepted."""
 
-from __future__ import annotations
+from holdfast.errors import CertificateError
 
-
-class CertificateError(ValueError):
-    """A proof file, its network or its property cannot be used for checking."""
+__all__ = ["CertificateError"]

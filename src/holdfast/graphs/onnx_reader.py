@@ -44,11 +44,20 @@ def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) ->
     builder = Builder(_sample_shape(info))
     values: dict[str, Any] = {**constants, info.name: Ref(0, builder.nodes[0].shape)}
     for position, node in enumerate(model.graph.node):
-        _read_node(node, position, values, builder, opset)
+        try:
+            _read_node(node, position, values, builder, opset)
+        except GraphError:
+            raise
+        except Exception as error:  # whatever a damaged file makes of an operator
+            place = node.name or f"{node.op_type}_{position}"
+            raise GraphError(
+                f"operator {node.op_type!r} at {place!r} cannot be read ({error}); does "
+                "onnx.checker.check_model accept the file?"
+            ) from error
     if len(model.graph.output) != 1:
         names = [o.name for o in model.graph.output]
         raise GraphError(f"the network has outputs {names}; a single one is expected")
-    output = values[model.graph.output[0].name]
+    output = values.get(model.graph.output[0].name)
     if not isinstance(output, Ref):
         raise GraphError("the output does not depend on the input")
     return simplify(builder.graph(output), rounding=fold)
@@ -60,7 +69,7 @@ def _load(path: str) -> ModelProto:
     try:
         return onnx.load(path)
     except FileNotFoundError:
-        raise
+        raise GraphError(f"{path}: no such file") from None
     except Exception as error:
         raise GraphError(f"{path}: not a readable ONNX model ({error})") from error
 

@@ -112,7 +112,7 @@ def run_instances(
             times = float(row[4]), float(row[5]), int(row[6])
             yield Outcome(number, len(instances), instance, row[3], *times, row[7], True)
             continue
-        limit = min(instance.timeout_s, timeout_s or instance.timeout_s)
+        limit = instance.timeout_s if timeout_s is None else min(instance.timeout_s, timeout_s)
         outcome, answer = _run(number, len(instances), path.parent, instance, limit, options)
         if counterexamples is not None and answer:
             Path(counterexamples).mkdir(parents=True, exist_ok=True)
@@ -130,12 +130,16 @@ def decide(
     Raises:
         PropertyError: the property cannot be read or does not fit the network.
     """
+    from holdfast.graphs.onnx_reader import read_onnx
     from holdfast.verifiers.verify import verify
 
     began = time.monotonic()
     query = read_vnnlib(prop)
     query.check_single()
     query.check_bounded()
+    if not query.prop.clauses:  # no clause is left whose sizes the verifier could compare
+        graph = read_onnx(network)
+        query.check_counts(graph.nodes[0].size, graph.nodes[-1].size)
     left = max(0.0, timeout_s - (time.monotonic() - began))
     verdict = verify(network, query.prop, timeout_s=left, **options)
     found = verdict.counterexample

@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor, nn
 
+from holdfast.errors import PropertyError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.onnx_reader import read_onnx
 from holdfast.graphs.torch_capture import capture
@@ -46,7 +47,7 @@ def verify(
 
     Raises:
         GraphError: The network cannot be read.
-        ValueError: The property's sizes differ from the network's.
+        PropertyError: The property's sizes differ from the network's.
     """
     begin = time.monotonic()
     graph, runtime = _load(network, example)
@@ -91,11 +92,13 @@ def _check_sizes(graph: Graph, prop: Property) -> None:
     p, m = graph.nodes[0].size, graph.nodes[-1].size
     for clause in prop.clauses:
         if not len(clause.d):
-            raise ValueError("a clause has no rows; for one that always holds give a row of zeros")
+            raise PropertyError(
+                "a clause has no rows; for one that always holds give a row of zeros"
+            )
         if clause.lower.shape != (p,) or clause.C.shape[1] != m:
-            raise ValueError(
+            raise PropertyError(
                 f"the property has {len(clause.lower)} inputs and {clause.C.shape[1]} outputs, "
-                f"the network {p} and {m}"
+                f"the network {p} and {m}: check that the two belong together"
             )
 
 
