@@ -44,7 +44,7 @@ def test_lists(cli):
 
 def test_version_and_help(cli):
     assert cli("--version").stdout.strip() == f"holdfast {__version__}"
-    for words in ([], ["audit"], ["report"], ["list"], ["demo"]):
+    for words in ([], ["audit"], ["verify"], ["check"], ["report"], ["list"], ["demo"]):
         result = cli(*words, "--help")
         assert result.exit_code == 0
         assert "Usage" in result.stdout

@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from holdfast.cli.audit import EXAMPLES, audit
+from holdfast.cli.check import check
 from holdfast.cli.demo import demo
 from holdfast.cli.errors import explained
 from holdfast.cli.listing import listing
 from holdfast.cli.report import report
+from holdfast.cli.verify import EXAMPLES as VERIFY_EXAMPLES
+from holdfast.cli.verify import verify
 
 app = typer.Typer(
     name="holdfast",
@@ -23,6 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("audit", epilog=EXAMPLES, no_args_is_help=True)(explained(audit))
+app.command("verify", epilog=VERIFY_EXAMPLES, no_args_is_help=True)(explained(verify))
+app.command("check")(explained(check))
 app.command("report")(explained(report))
 app.command("list")(explained(listing))
 app.command("demo")(explained(demo))
