@@ -99,6 +99,11 @@ def engine_modules() -> str:
     return _directives("holdfast.engine")
 
 
+def verifier_modules() -> str:
+    """Directives for the reference of the verifiers."""
+    return _directives("holdfast.verifiers")
+
+
 def _directives(package: str) -> str:
     path = importlib.import_module(package).__path__
     names = [module.name for module in pkgutil.iter_modules(path)]
@@ -226,6 +231,7 @@ def all_tables() -> dict[str, str]:
         threats,
         threat_modules,
         engine_modules,
+        verifier_modules,
         cascade_tables,
         commands,
     ]

@@ -2,7 +2,7 @@
 
 The smoothed classifier answers with the class that the model gives most often when noise is added:
 ``g(x) = argmax_c P(model(x + noise) = c)``. If the top class has probability of at least p > 1/2,
-then g is constant within
+then g is constant within::
 
     ||delta||_2 < sigma * Phi^-1(p)    for normal noise of standard deviation sigma (theorem 1),
     ||delta||_1 < lambda * (2 p - 1)   for uniform noise on [-lambda, lambda], of standard deviation
