@@ -481,8 +481,10 @@ def test_the_checker_imports_nothing_of_the_verifier():
             modules += [a.name for a in node.names] if isinstance(node, ast.Import) else []
             for module in modules:
                 parts = module.split(".")
-                assert parts[0] in allowed or parts == ["holdfast", "errors"] or (
-                    parts[:2] == ["holdfast", "certificates"] and parts[2] in own
+                assert (
+                    parts[0] in allowed
+                    or parts == ["holdfast", "errors"]
+                    or (parts[:2] == ["holdfast", "certificates"] and parts[2] in own)
                 ), f"{file.name} imports {module}"
 
 

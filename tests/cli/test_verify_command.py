@@ -220,7 +220,7 @@ def test_a_list_is_decided_and_resumed(cli, files, listed):
     assert result.exit_code == 1
     assert "1/4  sat  " in result.stdout
     assert "1 sat, 2 unsat, 1 error. Written: results.csv" in result.stdout
-    assert "1 instances could not be decided" in result.stderr
+    assert "1 of 4 instances could not be decided" in result.stderr
     assert (files / "found/0.txt").read_text().startswith("sat\n((X_0")
     whole = (files / "results.csv").read_text()
     rows = list(csv.DictReader(whole.splitlines()))

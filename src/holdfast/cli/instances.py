@@ -31,12 +31,13 @@ def run_list(
     options: dict[str, Any],
 ) -> None:
     """Decide every instance of a list; exits with 1 where one could not be read."""
-    from holdfast.properties.instances import run_instances
+    from holdfast.properties.instances import read_instances, run_instances
 
     results: Counter[str] = Counter()
     seconds = 0.0
+    total = len(read_instances(instances))
     try:
-        with _display(as_json) as show:
+        with _display(as_json, total) as show:
             for outcome in run_instances(
                 instances, out, timeout_s=timeout_s, counterexamples=counterexamples, **options
             ):
@@ -46,22 +47,23 @@ def run_list(
     except KeyboardInterrupt:
         show_error(f"Interrupted. What is done is in {out}; the same command again goes on.")
         raise typer.Exit(INTERRUPTED) from None
-    total = f"{results.total()} instances in {seconds:.1f} s: {_counts(results)}. Written: {out}"
-    typer.echo(total, err=as_json)
+    summary = f"{results.total()} instances in {seconds:.1f} s: {_counts(results)}. Written: {out}"
+    typer.echo(summary, err=as_json)
     if results["error"]:
-        show_error(f"{results['error']} instances could not be decided; {out} says why.")
+        counts = f"{results['error']} of {results.total()} instances"
+        show_error(f"{counts} could not be decided; {out} says why.")
         raise typer.Exit(1)
 
 
 @contextmanager
-def _display(as_json: bool) -> Iterator[Show]:
+def _display(as_json: bool, total: int) -> Iterator[Show]:
     """A function that shows outcomes."""
     if as_json:
         yield lambda outcome, _: _echo(json.dumps(dataclasses.asdict(outcome)))
     elif not is_terminal():
         yield lambda outcome, _: _echo(_line(outcome))
     else:
-        with _bar() as show:
+        with _bar(total) as show:
             yield show
 
 
@@ -71,7 +73,7 @@ def is_terminal() -> bool:
 
 
 @contextmanager
-def _bar() -> Iterator[Show]:
+def _bar(total: int) -> Iterator[Show]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -81,13 +83,13 @@ def _bar() -> Iterator[Show]:
         TextColumn("{task.fields[counts]}"),
     )
     with Progress(*columns) as progress:
-        task = progress.add_task("", total=None, counts="")
+        task = progress.add_task("", total=total, counts="")
 
         def show(outcome: Outcome, results: Counter[str]) -> None:
             if outcome.result == "error":
                 progress.console.print(_line(outcome), soft_wrap=True, markup=False)
             counts = _counts(results)
-            progress.update(task, advance=1, total=outcome.n_instances, counts=counts)
+            progress.update(task, advance=1, counts=counts)
 
         yield show
 
