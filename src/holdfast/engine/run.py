@@ -357,9 +357,7 @@ def _curve(context: Context, threat: Threat) -> Iterator[Event]:
                 for i, r in zip(rows, found.tolist(), strict=True)
             ]
         )
-        done = total - int(
-            (standing.is_broken & torch.from_numpy(standing.radius).isnan().numpy()).sum()
-        )
+        done = total - int((is_broken & radius.isnan()).sum())  # the tensor sees new radii
         yield from context.progress(text, "curve", done, total)
         if context.is_over_time:
             return
