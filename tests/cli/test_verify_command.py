@@ -79,12 +79,18 @@ def test_a_proof_is_written_and_checked(cli, files):
     assert "holdfast check proof.zip net.onnx unsat.vnnlib" in result.stderr
     checked = cli("check", "proof.zip", "net.onnx", "unsat.vnnlib")
     assert (checked.exit_code, checked.stdout) == (0, "accepted\n"), checked.output
+    told = json.loads(cli("check", "proof.zip", "net.onnx", "unsat.vnnlib", "--json").stdout)
+    assert (told["result"], told["reason"]) == ("accepted", None)
+    assert told["cases"] >= 1
+    assert told["smallest_bound"] > 0
     other = cli("check", "proof.zip", "net.onnx", "sat.vnnlib")
     assert (other.exit_code, other.stdout) == (1, "refused\n")
     assert "made for another property" in other.stderr
     (files / "proof.zip").write_bytes((files / "proof.zip").read_bytes()[:90])
     assert "not a whole proof file" in cli("check", "proof.zip", "net.onnx", "unsat.vnnlib").stderr
     assert cli("check", "none.zip", "net.onnx", "unsat.vnnlib").exit_code == 1
+    refused = cli("check", "none.zip", "net.onnx", "unsat.vnnlib", "--json")
+    assert (refused.exit_code, json.loads(refused.stdout)["result"]) == (1, "refused")
 
 
 def test_no_proof_of_a_violation(cli, files):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from holdfast.certificates.check import CheckResult
 
 
 def check(
@@ -14,6 +19,9 @@ def check(
     ],
     network: Annotated[Path, typer.Argument(metavar="NETWORK", help="The network, as ONNX.")],
     prop: Annotated[Path, typer.Argument(metavar="PROPERTY", help="The property, as VNN-LIB.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one line of JSON.")
+    ] = False,
 ) -> None:
     """Check a proof that no input of the network violates the property.
 
@@ -23,7 +31,8 @@ def check(
     from holdfast.certificates import check as derive_again
 
     result = derive_again(proof, network, prop)
-    typer.echo("accepted" if result.accepted else "refused")
+    word = "accepted" if result.accepted else "refused"
+    typer.echo(_as_json(word, result) if as_json else word)
     if not result.accepted:
         typer.echo(f"The proof shows nothing: {result.reason}.", err=True)
         raise typer.Exit(1)
@@ -31,4 +40,18 @@ def check(
         f"No input violates the property: {result.n_leaves} cases derived again in "
         f"{result.seconds:.1f} s, in real arithmetic with the weights of the file.",
         err=True,
+    )
+
+
+def _as_json(word: str, result: CheckResult) -> str:
+    """One line: the result, the reason of a refusal, and how tight the tightest case was."""
+    smallest = result.smallest if math.isfinite(result.smallest) else None
+    return json.dumps(
+        {
+            "result": word,
+            "reason": result.reason or None,
+            "cases": result.n_leaves,
+            "smallest_bound": smallest,
+            "seconds": round(result.seconds, 3),
+        }
     )
