@@ -254,3 +254,36 @@ def test_crashes_are_the_models():
     model.recognise(X)
     with model.session(), pytest.raises(ModelCrash, match="IndexError: only twelve"):
         model.logits(X[:5])
+
+
+def both_differences(logits, y):
+    """The two wrong logits minus the right one, for three classes."""
+    wrong = torch.stack([(y + 1) % 3, (y + 2) % 3], 1)
+    return logits.gather(1, wrong) - logits.gather(1, y[:, None])
+
+
+@pytest.mark.parametrize("rows", [2, 3, 256])
+def test_several_gradients_from_one_forward_pass(rows, monkeypatch):
+    """They equal those asked one by one, also where the batch is cut and beside other queries."""
+    monkeypatch.setattr(Model, "call_rows", lambda self, shape: rows)
+    model, y = Model(net()), torch.arange(12) % 3
+    model.recognise(X)
+    with model.session():
+        several = Query(X, Objective(both_differences, (y,), width=2))
+        before = (model.passes.forward, model.passes.backward)
+        single, answer, bare = model.answer([gradient_query(X, y), several, Query(X)])
+        paid = (model.passes.forward - before[0], model.passes.backward - before[1])
+        one_by_one = [
+            model.answer(
+                [Query(X, Objective(lambda z, y, j=j: both_differences(z, y)[:, j], (y,)))]
+            )
+            for j in (0, 1)
+        ]
+    assert paid == (36, 36)
+    assert answer.losses.shape == (12, 2)
+    assert answer.gradients.shape == (12, 2, 5)
+    for j in (0, 1):
+        torch.testing.assert_close(answer.gradients[:, j], one_by_one[j][0].gradients)
+        torch.testing.assert_close(answer.losses[:, j], one_by_one[j][0].losses)
+    assert not torch.allclose(answer.gradients[:, 0], answer.gradients[:, 1])
+    torch.testing.assert_close(bare.logits, single.logits)

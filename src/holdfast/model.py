@@ -185,7 +185,7 @@ class Model:
         return torch.cat(rows)
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
-        """Run all queries, those with an objective together and those without together.
+        """Run all queries, those with equally many losses together.
 
         Where the device's memory is exhausted, calls are halved until they fit.
         """
@@ -198,12 +198,10 @@ class Model:
 
     def _answer(self, queries: Sequence[Query]) -> list[Answer]:
         answers: list[list[Answer]] = [[] for _ in queries]
-        for has_objective in (True, False):
-            chosen = [
-                i for i, q in enumerate(queries) if (q.objective is not None) is has_objective
-            ]
+        for n_backward in sorted({query.n_backward for query in queries}, reverse=True):
+            chosen = [i for i, query in enumerate(queries) if query.n_backward == n_backward]
             for call in self._calls([(i, queries[i]) for i in chosen]):
-                for (i, _), answer in zip(call, self._draw(call, has_objective), strict=True):
+                for (i, _), answer in zip(call, self._draw(call, n_backward), strict=True):
                     answers[i].append(answer)
         return [_joined(parts) for parts in answers]
 
@@ -235,42 +233,53 @@ class Model:
             return max(1, rows // size)
         return size if self.block.is_fixed else -(-rows // size) * size
 
-    def _draw(self, call: list[tuple[int, Query]], has_objective: bool) -> list[Answer]:
+    def _draw(self, call: list[tuple[int, Query]], n_backward: int) -> list[Answer]:
         """One call, or the average of several if the model is random."""
         queries = [query for _, query in call]
-        rounds = [self._call(queries, has_objective) for _ in range(self.draws)]
+        rounds = [self._call(queries, n_backward) for _ in range(self.draws)]
         if self.draws == 1:
             return rounds[0]
         return [_mean(parts) for parts in zip(*rounds, strict=True)]
 
-    def _call(self, queries: list[Query], has_objective: bool) -> list[Answer]:
+    def _call(self, queries: list[Query], n_backward: int) -> list[Answer]:
         points = torch.cat([q.points for q in queries]) if len(queries) > 1 else queries[0].points
         n = len(points)
         x = self.block.place(points.to(self.device))
         self.passes.forward += n
-        if not has_objective:
+        if n_backward == 0:
             with torch.no_grad():
                 logits = self.block.pick(self._scores(x), n)
             return [_bare(part) for part in logits.split([len(q.points) for q in queries])]
-        self.passes.backward += n
+        self.passes.backward += n * n_backward
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             logits = self.block.pick(self._scores(x), n)
             parts = logits.split([len(q.points) for q in queries])
             losses = [_loss(q.objective, part) for q, part in zip(queries, parts, strict=True)]
-            total = torch.stack([loss.sum() for loss in losses]).sum()
-            gradient = self.block.pick(self._gradient(total, x), n)
+            gradients = self._gradients(losses, x, n_backward)
         logits = logits.detach().split([len(q.points) for q in queries])
-        gradients = gradient.split([len(q.points) for q in queries])
         return [
             Answer(z, loss.detach(), g)
             for z, loss, g in zip(logits, losses, gradients, strict=True)
         ]
 
-    def _gradient(self, total: Tensor, x: Tensor) -> Tensor:
+    def _gradients(self, losses: list[Tensor], x: Tensor, n_backward: int) -> list[Tensor]:
+        """The gradients of every query's losses, shaped like them: one backward pass a column."""
+        sizes = [len(loss) for loss in losses]
+        columns = []
+        for j in range(n_backward):
+            total = torch.stack([loss.reshape(len(loss), -1)[:, j].sum() for loss in losses]).sum()
+            gradient = self._gradient(total, x, is_last=j + 1 == n_backward)
+            columns.append(self.block.pick(gradient, sum(sizes)).split(sizes))
+        return [
+            columns[0][i] if loss.ndim == 1 else torch.stack([column[i] for column in columns], 1)
+            for i, loss in enumerate(losses)
+        ]
+
+    def _gradient(self, total: Tensor, x: Tensor, is_last: bool = True) -> Tensor:
         if not total.requires_grad:
             return torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(total, x, allow_unused=True)
+        (gradient,) = torch.autograd.grad(total, x, allow_unused=True, retain_graph=not is_last)
         return torch.zeros_like(x) if gradient is None else gradient.detach()
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -435,7 +444,7 @@ def _cut(query: Query, start: int, stop: int) -> Query:
     objective = query.objective
     if objective is not None:
         rows = tuple(row[start:stop] for row in objective.rows)
-        objective = Objective(objective.function, rows)
+        objective = Objective(objective.function, rows, objective.width)
     return Query(query.points[start:stop], objective)
 
 

@@ -58,6 +58,8 @@ class Problem:
         allowed: The allowed changes of each row.
         rng: Random numbers of each row, already told apart by sample, attack, target and restart.
         logits: The model's answer to ``x``, ``(n, k)``: known from the clean pass, free of charge.
+        goal: Class that the attacker wants ``(n,)`` int64, or -1 where any wrong one will do;
+            None: the same as ``target``, which may be no more than a direction to try.
     """
 
     x: Tensor
@@ -66,6 +68,7 @@ class Problem:
     allowed: AllowedSet
     rng: Rng
     logits: Tensor
+    goal: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +76,20 @@ class Objective:
     """What to differentiate: ``function(logits, *rows)`` -> ``(n,)``, to be maximised.
 
     ``rows`` are tensors with one row per point, so that the engine may cut the batch anywhere.
+
+    Attributes:
+        width: 0 for one loss per point. Otherwise the function gives ``(n, width)``, and all the
+            gradients come from a single forward pass; each is paid as a backward pass.
     """
 
     function: Callable[..., Tensor]
     rows: tuple[Tensor, ...] = ()
+    width: int = 0
+
+    @property
+    def n_backward(self) -> int:
+        """Backward passes per point."""
+        return max(1, self.width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +104,11 @@ class Query:
     points: Tensor
     objective: Objective | None = None
 
+    @property
+    def n_backward(self) -> int:
+        """Backward passes per point."""
+        return 0 if self.objective is None else self.objective.n_backward
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -98,8 +116,9 @@ class Answer:
 
     Attributes:
         logits: ``(n, k)``.
-        losses: The objective's values ``(n,)``; empty without an objective.
-        gradients: Their gradients with respect to the points ``(n, *shape)``; empty likewise.
+        losses: The objective's values ``(n,)``, or ``(n, width)``; empty without an objective.
+        gradients: Their gradients with respect to the points ``(n, *shape)``, or
+            ``(n, width, *shape)``; empty likewise.
     """
 
     logits: Tensor

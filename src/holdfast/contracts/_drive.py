@@ -14,8 +14,7 @@ from holdfast.attacks._losses import margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query
 from holdfast.contracts._violation import require
 from holdfast.engine.random import Rng
-from holdfast.perturbations.ball import Ball
-from holdfast.threat import Domain
+from holdfast.threat import Domain, Threat
 
 Classifier = Callable[[Tensor], Tensor]
 Handler = Callable[[Any, int], Any]
@@ -71,7 +70,7 @@ def pose(
     model: Classifier,
     x: Tensor,
     y: Tensor,
-    ball: Ball,
+    ball: Threat,
     *,
     target: Tensor | None = None,
     seed: int = 0,
@@ -94,9 +93,15 @@ def reply(model: Classifier, query: Query) -> Answer:
     points = query.points.detach().requires_grad_()
     logits = model(points)
     losses = query.objective.function(logits, *query.objective.rows)
-    (gradients,) = torch.autograd.grad(losses.sum(), points, allow_unused=True)
-    gradients = torch.zeros_like(points) if gradients is None else gradients
+    columns = losses.reshape(len(losses), -1).sum(0)
+    found = [_slope(column, points) for column in columns]
+    gradients = found[0] if losses.ndim == 1 else torch.stack(found, 1)
     return Answer(logits.detach(), losses.detach(), gradients.nan_to_num(0.0, 0.0, 0.0))
+
+
+def _slope(total: Tensor, points: Tensor) -> Tensor:
+    (found,) = torch.autograd.grad(total, points, allow_unused=True, retain_graph=True)
+    return torch.zeros_like(points) if found is None else found
 
 
 def drive(

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.attacks.base import Attack
+from holdfast.contracts._drive import pose
 from holdfast.contracts._geometry import excess
 from holdfast.contracts._toys import RADII, Modes, Net, inputs
 from holdfast.contracts._violation import require
 from holdfast.engine.preflight import preflight
 from holdfast.errors import ModelCrash
 from holdfast.model import Model
+from holdfast.threat import parse_threat
 
 N_SAMPLES = 6
 WIDE = 3.0  # times the usual radius: most samples fall
@@ -82,10 +84,12 @@ def pays_what_it_says(attack: Attack, norm: str) -> None:
     attack(model, x, y, _threat(norm), stop="budget")
     jobs = attack.option("restarts", 1) * max(1, attack.option("n_targets", 0))
     limit = N_SAMPLES * jobs * attack.max_queries
+    problem = pose(net, x, y, parse_threat(_threat(norm)))
+    width = max(1, attack.ask(attack.init(problem)).n_backward)
     forward = model.passes.forward - checked.passes.forward - N_SAMPLES  # the clean pass
     backward = model.passes.backward - checked.passes.backward
     require(
-        0 < forward <= limit and backward <= limit,
+        0 < forward <= limit and backward <= width * limit,
         f"{forward} forward and {backward} backward passes for {N_SAMPLES} samples; max_queries "
         f"allows {limit}.",
     )

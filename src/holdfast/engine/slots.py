@@ -141,6 +141,7 @@ class Slots:
 
     def add(self, attack: Attack, jobs: Sequence[Job], problem: Problem, goal: Tensor) -> None:
         """Start jobs of one stage; row i of ``problem`` and ``goal`` ``(n,)`` is ``jobs[i]``'s."""
+        problem = replace(problem, goal=goal)
         lane = _Lane(attack, attack.init(problem), self._tally(jobs, problem, goal), list(jobs))
         old = self._lanes.get(jobs[0].stage)
         if old is not None:
@@ -185,17 +186,17 @@ class Slots:
         return ended
 
     def _advance(self, lane: _Lane, query: Query, answer: Answer) -> list[Ended]:
-        is_gradient = query.objective is not None
+        paid = self.model.draws * query.n_backward
         counts = None
         if lane.attack.card.is_minimal:
             counts = lane.tally.allowed.contains(query.points)
-        lane.tally, answer = _counted(lane.tally, answer, is_gradient, self.model.draws, counts)
+        lane.tally, answer = _counted(lane.tally, answer, self.model.draws, paid, counts)
         if self.rules.keep_best:
             lane.tally = _kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
         accepted, verdict = self._claims(lane, query, answer)
         lane.state = lane.attack.tell(lane.state, answer)
         over = lane.state.finished | (lane.tally.queries >= lane.attack.max_queries)
-        stopped = _has_spent(lane.tally, is_gradient, self.model.draws) & ~over & ~accepted
+        stopped = _has_spent(lane.tally, self.model.draws, paid) & ~over & ~accepted
         ends = over | stopped | accepted
         rows = ends.nonzero().squeeze(1)
         if len(rows) == 0:
@@ -318,7 +319,7 @@ class Slots:
 
 
 def _counted(
-    tally: _Tally, answer: Answer, is_gradient: bool, draws: int, counts: Tensor | None
+    tally: _Tally, answer: Answer, draws: int, n_backward: int, counts: Tensor | None
 ) -> tuple[_Tally, Answer]:
     """Passes, the extremes of margin, loss and confidence met, and gradients without NaN.
 
@@ -331,12 +332,15 @@ def _counted(
         size = torch.where(counts, size, -torch.inf)
         log_p = torch.where(counts, log_p, 0.0)
     backward, zero_gradients = tally.backward, tally.zero_gradients
-    if is_gradient:
+    if n_backward:
         length = torch.linalg.vector_norm(answer.gradients.flatten(1), ord=1, dim=1)
         is_finite = torch.isfinite(length)
         if not bool(is_finite.all()):
             answer = replace(answer, gradients=answer.gradients.nan_to_num(0.0, 0.0, 0.0))
-        backward, zero_gradients = backward + draws, zero_gradients + ~(is_finite & (length > 0))
+        backward, zero_gradients = (
+            backward + n_backward,
+            zero_gradients + ~(is_finite & (length > 0)),
+        )
     tally = replace(
         tally,
         queries=tally.queries + 1,
@@ -350,10 +354,10 @@ def _counted(
     return tally, answer
 
 
-def _has_spent(tally: _Tally, is_gradient: bool, draws: int) -> Tensor:
+def _has_spent(tally: _Tally, draws: int, n_backward: int) -> Tensor:
     """Whether one more query would go over the job's budget."""
     forward = tally.forward + draws
-    passes = forward + tally.backward + draws * int(is_gradient)
+    passes = forward + tally.backward + n_backward
     return (passes > tally.max_passes) | (forward > tally.max_forward)
 
 
