@@ -1,13 +1,14 @@
 """Finding what exists: one file per method, found by its module name or a package entry point.
 
-A plug-in package announces its methods under the entry-point groups ``holdfast.attacks`` and
-``holdfast.perturbations``; nothing has to be registered by hand.
+A plug-in package announces its methods under the entry-point groups ``holdfast.attacks``,
+``holdfast.defenses`` and ``holdfast.perturbations``; nothing has to be registered by hand.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
 from importlib.metadata import entry_points
@@ -18,6 +19,7 @@ from holdfast.errors import PlanError, ThreatError
 
 if TYPE_CHECKING:
     from holdfast.attacks.base import Attack
+    from holdfast.defenses.base import Recipe
 
 
 def _modules(package: str) -> list[ModuleType]:
@@ -34,14 +36,25 @@ def _plugins(group: str) -> list[Any]:
 @cache
 def attacks() -> dict[str, type[Attack]]:
     """Every attack by name: those of :mod:`holdfast.attacks`, then those of plug-ins."""
-    found: list[type[Attack]] = []
-    for module in _modules("holdfast.attacks"):
+    return _with_cards("holdfast.attacks")
+
+
+@cache
+def recipes() -> dict[str, type[Recipe]]:
+    """Every recipe by name: those of :mod:`holdfast.defenses`, then those of plug-ins."""
+    return _with_cards("holdfast.defenses")
+
+
+def _with_cards(package: str) -> dict[str, type[Any]]:
+    """The classes of a package that have a card of their own, and those of plug-ins."""
+    found: list[Any] = []
+    for module in _modules(package):
         for value in vars(module).values():
             is_own = isinstance(value, type) and value.__module__ == module.__name__
             if is_own and "card" in vars(value):
                 found.append(value)
-    found += _plugins("holdfast.attacks")
-    return {attack.card.name: attack for attack in found}
+    found += _plugins(package)
+    return {kind.card.name: kind for kind in found}
 
 
 @cache
@@ -81,16 +94,29 @@ def attack(name: str, **options: Any) -> Attack:
     Raises:
         PlanError: for an unknown attack or option; the message lists what exists.
     """
-    kind = attacks().get(name)
+    return _made("attack", attacks(), name, options)
+
+
+def recipe(name: str, **options: Any) -> Recipe:
+    """The recipe called ``name`` with these options.
+
+    Raises:
+        PlanError: for an unknown recipe or option; the message lists what exists.
+    """
+    return _made("recipe", recipes(), name, options)
+
+
+def _made(what: str, kinds: Mapping[str, type[Any]], name: str, options: dict[str, Any]) -> Any:
+    kind = kinds.get(name)
     if kind is None:
-        raise PlanError(f"Unknown attack {name!r}. Available: {', '.join(attacks())}.")
+        raise PlanError(f"Unknown {what} {name!r}. Available: {', '.join(kinds)}.")
     known = {field.name: field for field in fields(cast("Any", kind))}
     for option in options:
         if option not in known:
             raise PlanError(
-                f"The attack {name!r} has no option {option!r}. Its options: {', '.join(known)}."
+                f"The {what} {name!r} has no option {option!r}. Its options: {', '.join(known)}."
             )
     try:
         return kind(**options)
     except TypeError as error:
-        raise PlanError(f"The options {options} do not fit the attack {name!r}: {error}") from None
+        raise PlanError(f"The options {options} do not fit the {what} {name!r}: {error}") from None

@@ -1,0 +1,1 @@
+"""Recipes that make a model more robust: one per file, found by its module name."""
