@@ -64,7 +64,9 @@ class RowBlock:
 
     def pick(self, rows: Tensor, n: int) -> Tensor:
         """The rows of a call that belong to its ``n`` inputs."""
-        return rows[:: self.size] if self.is_filled else rows[:n]
+        if self.is_filled:
+            return rows[:: self.size]
+        return rows if len(rows) == n else rows[:n]
 
 
 class Model:
@@ -243,24 +245,23 @@ class Model:
 
     def _call(self, queries: list[Query], n_backward: int) -> list[Answer]:
         points = torch.cat([q.points for q in queries]) if len(queries) > 1 else queries[0].points
-        n = len(points)
+        n, sizes = len(points), [len(q.points) for q in queries]
         x = self.block.place(points.to(self.device))
         self.passes.forward += n
         if n_backward == 0:
             with torch.no_grad():
                 logits = self.block.pick(self._scores(x), n)
-            return [_bare(part) for part in logits.split([len(q.points) for q in queries])]
+            return [_bare(part) for part in _split(logits, sizes)]
         self.passes.backward += n * n_backward
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             logits = self.block.pick(self._scores(x), n)
-            parts = logits.split([len(q.points) for q in queries])
+            parts = _split(logits, sizes)
             losses = [_loss(q.objective, part) for q, part in zip(queries, parts, strict=True)]
             gradients = self._gradients(losses, x, n_backward)
-        logits = logits.detach().split([len(q.points) for q in queries])
         return [
             Answer(z, loss.detach(), g)
-            for z, loss, g in zip(logits, losses, gradients, strict=True)
+            for z, loss, g in zip(_split(logits.detach(), sizes), losses, gradients, strict=True)
         ]
 
     def _gradients(self, losses: list[Tensor], x: Tensor, n_backward: int) -> list[Tensor]:
@@ -268,19 +269,13 @@ class Model:
         sizes = [len(loss) for loss in losses]
         columns = []
         for j in range(n_backward):
-            total = torch.stack([loss.reshape(len(loss), -1)[:, j].sum() for loss in losses]).sum()
-            gradient = self._gradient(total, x, is_last=j + 1 == n_backward)
-            columns.append(self.block.pick(gradient, sum(sizes)).split(sizes))
+            parts = [loss if loss.ndim == 1 else loss[:, j] for loss in losses]
+            gradient = self.block.pick(_gradient(parts, x, j + 1 < n_backward), sum(sizes))
+            columns.append(_split(gradient, sizes))
         return [
             columns[0][i] if loss.ndim == 1 else torch.stack([column[i] for column in columns], 1)
             for i, loss in enumerate(losses)
         ]
-
-    def _gradient(self, total: Tensor, x: Tensor, is_last: bool = True) -> Tensor:
-        if not total.requires_grad:
-            return torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(total, x, allow_unused=True, retain_graph=not is_last)
-        return torch.zeros_like(x) if gradient is None else gradient.detach()
 
     def _scores(self, x: Tensor) -> Tensor:
         """The network's output as logits ``(n, k)`` float32."""
@@ -451,6 +446,21 @@ def _cut(query: Query, start: int, stop: int) -> Query:
 def _loss(objective: Objective | None, logits: Tensor) -> Tensor:
     assert objective is not None
     return objective.function(logits, *objective.rows)
+
+
+def _gradient(losses: Sequence[Tensor], x: Tensor, keeps_graph: bool) -> Tensor:
+    """The gradient of the losses' sum; zeros where none of them depends on ``x``."""
+    chosen = [loss for loss in losses if loss.requires_grad]
+    if not chosen:
+        return torch.zeros_like(x)
+    ones = [torch.ones_like(loss) for loss in chosen]
+    found = torch.autograd.grad(chosen, x, ones, retain_graph=keeps_graph, allow_unused=True)[0]
+    return torch.zeros_like(x) if found is None else found.detach()
+
+
+def _split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """``rows`` in pieces; one that is whole stays as it is."""
+    return (rows,) if len(sizes) == 1 else rows.split(list(sizes))
 
 
 def _bare(logits: Tensor) -> Answer:

@@ -150,4 +150,4 @@ def test_nothing_is_read_back_and_little_is_done(net, batch, attack, keep):
     with counted_ops() as bare:
         bare_loop(net.eval(), *batch, 1, 0.1)
     own = (sum(six.values()) - sum(one.values())) / 5 - sum(bare.values())
-    assert own < 30  # views among them
+    assert own < 20  # bookkeeping, projection and views
