@@ -133,8 +133,8 @@ def test_minimal_attacks_are_refused(net, batch):
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])
-@pytest.mark.parametrize("attack", [PGD(steps=6), PGD(steps=6, momentum=0.9)])
-def test_nothing_is_read_back_and_little_is_done(net, batch, attack, keep):
+@pytest.mark.parametrize(("attack", "most"), [(PGD(), 25), (PGD(momentum=0.9), 35)])
+def test_nothing_is_read_back_and_little_is_done(net, batch, attack, most, keep):
     model = Model(net)
     allowed = parse_threat(f"linf:{EPS}").bind(batch[0], model.domain)
     inner_attack(attack, model, *batch, allowed, keep=keep)  # constants are made once
@@ -150,4 +150,4 @@ def test_nothing_is_read_back_and_little_is_done(net, batch, attack, keep):
     with counted_ops() as bare:
         bare_loop(net.eval(), *batch, 1, 0.1)
     own = (sum(six.values()) - sum(one.values())) / 5 - sum(bare.values())
-    assert own < 20  # bookkeeping, projection and views
+    assert own < most  # bookkeeping, projection and views
