@@ -200,9 +200,12 @@ class Model:
 
     def _answer(self, queries: Sequence[Query]) -> list[Answer]:
         answers: list[list[Answer]] = [[] for _ in queries]
-        for n_backward in sorted({query.n_backward for query in queries}, reverse=True):
-            chosen = [i for i, query in enumerate(queries) if query.n_backward == n_backward]
-            for call in self._calls([(i, queries[i]) for i in chosen]):
+        kinds = dict.fromkeys((query.n_backward, query.route) for query in queries)
+        for n_backward, route in sorted(kinds, key=lambda kind: -kind[0]):
+            same = [
+                i for i, q in enumerate(queries) if (q.n_backward, q.route) == (n_backward, route)
+            ]
+            for call in self._calls([(i, queries[i]) for i in same]):
                 for (i, _), answer in zip(call, self._draw(call, n_backward), strict=True):
                     answers[i].append(answer)
         return [_joined(parts) for parts in answers]
@@ -238,8 +241,16 @@ class Model:
     def _draw(self, call: list[tuple[int, Query]], n_backward: int) -> list[Answer]:
         """One call, or the average of several if the model is random."""
         queries = [query for _, query in call]
-        rounds = [self._call(queries, n_backward) for _ in range(self.draws)]
-        if self.draws == 1:
+        route = queries[0].route
+        if route is not None and n_backward:
+            return route.answers(self, queries)
+        return self.averaged(queries, self.draws)
+
+    def averaged(self, queries: list[Query], draws: int) -> list[Answer]:
+        """The mean of ``draws`` answers to one call of equally many losses a query."""
+        n_backward = queries[0].n_backward
+        rounds = [self._call(queries, n_backward) for _ in range(draws)]
+        if draws == 1:
             return rounds[0]
         return [_mean(parts) for parts in zip(*rounds, strict=True)]
 
@@ -440,7 +451,7 @@ def _cut(query: Query, start: int, stop: int) -> Query:
     if objective is not None:
         rows = tuple(row[start:stop] for row in objective.rows)
         objective = Objective(objective.function, rows, objective.width)
-    return Query(query.points[start:stop], objective)
+    return Query(query.points[start:stop], objective, query.route)
 
 
 def _loss(objective: Objective | None, logits: Tensor) -> Tensor:

@@ -92,6 +92,24 @@ class Objective:
         return max(1, self.width)
 
 
+class Route(ABC):
+    """Another way to the gradients than the model's own backward pass, where that one misleads.
+
+    A route only changes what an attack follows. The logits of its answers are the true model's,
+    and claims are judged on the true model as always.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def answers(self, model: Model, queries: list[Query]) -> list[Answer]:
+        """Answer queries that all have an objective of the same width, in one call."""
+
+    @abstractmethod
+    def cost(self, draws: int, n_backward: int) -> tuple[int, int]:
+        """Forward and backward passes of the model per point of such a query."""
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """What an attack wants to know.
@@ -99,15 +117,23 @@ class Query:
     Attributes:
         points: Inputs to run ``(n, *shape)``.
         objective: None where the logits are enough: then no backward pass is paid.
+        route: Where gradients come from; None: from the model's own backward pass.
     """
 
     points: Tensor
     objective: Objective | None = None
+    route: Route | None = None
 
     @property
     def n_backward(self) -> int:
         """Backward passes per point."""
         return 0 if self.objective is None else self.objective.n_backward
+
+    def passes(self, draws: int) -> tuple[int, int]:
+        """Forward and backward passes per point, where the model is run ``draws`` times."""
+        if self.route is None or self.objective is None:
+            return draws, draws * self.n_backward
+        return self.route.cost(draws, self.n_backward)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 class Attacking:
     """One threat's attacks, under way."""
 
-    def __init__(self, context: Context, threat: Threat, steps: Sequence[Step]) -> None:
+    def __init__(
+        self, context: Context, threat: Threat, steps: Sequence[Step], announced: int = 0
+    ) -> None:
+        """``announced`` first steps are over and have been reported."""
         self.context, self.threat, self.steps = context, threat, steps
         self.text = threat.describe()
         self.standing: Standing = context.ledger.standing(self.text)
@@ -39,7 +42,7 @@ class Attacking:
         self._counts = [self._n_jobs(step) for step in steps]
         self._queue: list[tuple[int, int, float, int]] = []
         self._active = [0] * len(steps)
-        self._announced = 0
+        self._announced = announced
 
     # ------------------------------------------------------------------ walks
 
@@ -128,7 +131,7 @@ class Attacking:
             Job(sample, number, t, r, *self._limits(sample))
             for sample, (t, r) in zip(samples, pairs, strict=True)
         ]
-        slots.add(step.attack, jobs, Problem(x, y, target, allowed, rng, logits), goal)
+        slots.add(step.attack, jobs, Problem(x, y, target, allowed, rng, logits), goal, step.route)
 
     def _rng(self, samples: list[int], device: torch.device, number: int) -> Rng:
         """By seed, sample, threat and stage; not by the sample's place in the data."""

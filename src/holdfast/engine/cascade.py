@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from holdfast import registry
-from holdfast.attacks.base import Attack
+from holdfast.attacks.base import Attack, Route
 from holdfast.engine.random import Rng
 from holdfast.errors import PlanError
 from holdfast.plan import Stage
@@ -19,11 +19,12 @@ from holdfast.threat import Access, Goal
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One stage that fits: its place in the plan, its label, its attack."""
+    """One stage that fits: its place in the plan, its label, its attack, its gradients' route."""
 
     stage: int
     label: str
     attack: Attack
+    route: Route | None = None
 
 
 def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[Step], list[Finding]]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks._losses import goal_margin
-from holdfast.attacks.base import Answer, Attack, Problem, Query
+from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.judge import judge, reached
 from holdfast.model import Model
 from holdfast.record import Outcome
@@ -102,6 +102,12 @@ class _Lane:
     state: Any
     tally: _Tally
     jobs: list[Job] = field(default_factory=list)
+    route: Route | None = None
+
+    def ask(self) -> Query:
+        """What its attack wants to know, by the lane's route."""
+        query = self.attack.ask(self.state)
+        return query if self.route is None else replace(query, route=self.route)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +145,21 @@ class Slots:
         """Whether no job is in flight."""
         return not self._lanes
 
-    def add(self, attack: Attack, jobs: Sequence[Job], problem: Problem, goal: Tensor) -> None:
-        """Start jobs of one stage; row i of ``problem`` and ``goal`` ``(n,)`` is ``jobs[i]``'s."""
+    def add(
+        self,
+        attack: Attack,
+        jobs: Sequence[Job],
+        problem: Problem,
+        goal: Tensor,
+        route: Route | None = None,
+    ) -> None:
+        """Start jobs of one stage; row i of ``problem`` and ``goal`` ``(n,)`` is ``jobs[i]``'s.
+
+        Gradients come by ``route``, the same for all jobs of the stage.
+        """
         problem = replace(problem, goal=goal)
-        lane = _Lane(attack, attack.init(problem), self._tally(jobs, problem, goal), list(jobs))
+        tally = self._tally(jobs, problem, goal)
+        lane = _Lane(attack, attack.init(problem), tally, list(jobs), route)
         old = self._lanes.get(jobs[0].stage)
         if old is not None:
             lane.state = join([old.state, lane.state])
@@ -176,7 +193,7 @@ class Slots:
     def tick(self) -> list[Ended]:
         """One pass of the model for every job in flight; the jobs that are over after it."""
         lanes = list(self._lanes.items())
-        queries = [lane.attack.ask(lane.state) for _, lane in lanes]
+        queries = [lane.ask() for _, lane in lanes]
         answers = self.model.answer(queries)
         ended: list[Ended] = []
         for (stage, lane), query, answer in zip(lanes, queries, answers, strict=True):
@@ -186,17 +203,17 @@ class Slots:
         return ended
 
     def _advance(self, lane: _Lane, query: Query, answer: Answer) -> list[Ended]:
-        paid = self.model.draws * query.n_backward
+        paid = query.passes(self.model.draws)
         counts = None
         if lane.attack.card.is_minimal:
             counts = lane.tally.allowed.contains(query.points)
-        lane.tally, answer = _counted(lane.tally, answer, self.model.draws, paid, counts)
+        lane.tally, answer = _counted(lane.tally, answer, paid, counts)
         if self.rules.keep_best:
             lane.tally = _kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
         accepted, verdict = self._claims(lane, query, answer)
         lane.state = lane.attack.tell(lane.state, answer)
         over = lane.state.finished | (lane.tally.queries >= lane.attack.max_queries)
-        stopped = _has_spent(lane.tally, self.model.draws, paid) & ~over & ~accepted
+        stopped = _has_spent(lane.tally, paid) & ~over & ~accepted
         ends = over | stopped | accepted
         rows = ends.nonzero().squeeze(1)
         if len(rows) == 0:
@@ -319,12 +336,13 @@ class Slots:
 
 
 def _counted(
-    tally: _Tally, answer: Answer, draws: int, n_backward: int, counts: Tensor | None
+    tally: _Tally, answer: Answer, paid: tuple[int, int], counts: Tensor | None
 ) -> tuple[_Tally, Answer]:
     """Passes, the extremes of margin, loss and confidence met, and gradients without NaN.
 
     ``counts`` ``(n,)`` says which points are allowed, for attacks that leave the set; None: all.
     """
+    n_forward, n_backward = paid
     logits = answer.logits.float()
     log_p = logits.log_softmax(1).gather(1, tally.y[:, None]).squeeze(1)
     size = goal_margin(logits, tally.y, tally.goal)
@@ -344,7 +362,7 @@ def _counted(
     tally = replace(
         tally,
         queries=tally.queries + 1,
-        forward=tally.forward + draws,
+        forward=tally.forward + n_forward,
         backward=backward,
         zero_gradients=zero_gradients,
         margin=tally.margin.fmax(size),
@@ -354,10 +372,10 @@ def _counted(
     return tally, answer
 
 
-def _has_spent(tally: _Tally, draws: int, n_backward: int) -> Tensor:
+def _has_spent(tally: _Tally, paid: tuple[int, int]) -> Tensor:
     """Whether one more query would go over the job's budget."""
-    forward = tally.forward + draws
-    passes = forward + tally.backward + n_backward
+    forward = tally.forward + paid[0]
+    passes = forward + tally.backward + paid[1]
     return (passes > tally.max_passes) | (forward > tally.max_forward)
 
 
