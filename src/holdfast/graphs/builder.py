@@ -59,20 +59,31 @@ def known(kind: str) -> Mapping[str, Build]:
 
 
 class Builder:
-    """Collects nodes; ``emit`` appends one and infers its shape by running it on zeros."""
+    """Collects nodes; ``emit`` appends one and infers its shape by running it on zeros.
 
-    def __init__(self, input_shape: Sequence[int]) -> None:
+    Args:
+        input_shape: Shape of one input.
+        shapes: Shapes of all nodes where they are known from an earlier reading.
+    """
+
+    def __init__(
+        self, input_shape: Sequence[int], shapes: Sequence[tuple[int, ...]] | None = None
+    ) -> None:
         shape = tuple(int(s) for s in input_shape)
         self.nodes = [Node(0, "input", Input(), (), shape)]
+        self._shapes = shapes
 
     def emit(self, op: Operator, *inputs: Ref, place: str) -> Ref:
         """Append ``op`` applied to ``inputs``."""
-        zeros = [torch.zeros(1, *ref.shape) for ref in inputs]
-        with torch.no_grad():
-            shape = tuple(op.to(torch.float32).run(*zeros).shape[1:])
         index = len(self.nodes)
+        shape = self._shape(op, inputs) if self._shapes is None else self._shapes[index]
         self.nodes.append(Node(index, place, op, tuple(r.index for r in inputs), shape))
         return Ref(index, shape)
+
+    @torch.no_grad()
+    def _shape(self, op: Operator, inputs: Sequence[Ref]) -> tuple[int, ...]:
+        zeros = [torch.zeros(1, *ref.shape) for ref in inputs]
+        return tuple(op.to(torch.float32).run(*zeros).shape[1:])
 
     def graph(self, output: Ref) -> Graph:
         """The graph that ends at ``output``; nodes that it does not need are dropped."""

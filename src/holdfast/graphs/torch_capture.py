@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,57 @@ from holdfast.graphs.builder import Builder, Call, Ref, known
 from holdfast.graphs.errors import GraphError, UnsupportedOperatorError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.simplify import simplify
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A module exported once, from which graphs are read again and again.
+
+    Exporting takes tenths of a second, reading milliseconds; so training can bound the weights of
+    every step. Graphs of a trace hold the live tensors: gradients reach them, and on their device.
+
+    Attributes:
+        program: What ``torch.export`` made of the module in evaluation mode.
+        module: The module whose weights are read.
+        shapes: Shapes of all values in the order in which they are built, ``shapes[0]`` the input.
+    """
+
+    program: torch.export.ExportedProgram
+    module: nn.Module
+    shapes: tuple[tuple[int, ...], ...]
+
+    def graph(self, weights: Mapping[str, Tensor] | None = None) -> Graph:
+        """The network with its present weights, or with others by the module's names.
+
+        Args:
+            weights: Tensors to take instead, also of buffers: batch statistics as
+                ``bn.running_mean`` and ``bn.running_var``, or disturbed weights.
+        """
+        live: dict[str, Tensor] = dict(self.module.named_parameters(remove_duplicate=False))
+        live.update(self.module.named_buffers(remove_duplicate=False))
+        live.update(weights or {})
+        builder = Builder(self.shapes[0], self.shapes)
+        graph = builder.graph(_read(self.program, builder, live))
+        first = next((t for t in live.values() if t.is_floating_point()), torch.zeros(()))
+        return graph.to(first.dtype, first.device)
+
+
+def trace(module: nn.Module, example: Tensor) -> Trace:
+    """Exports a module in evaluation mode; the module itself stays untouched.
+
+    Args:
+        module: The network, one tensor in, one tensor out. Its structure must not change later.
+        example: Inputs ``(n, *input_shape)``; only their shape and type matter.
+
+    Raises:
+        GraphError: The module cannot be exported, or mixes samples.
+        UnsupportedOperatorError: An operator has no bounds here; names it and its place.
+    """
+    program = _export(module, example)
+    builder = Builder(example.shape[1:])
+    _read(program, builder, {})
+    return Trace(program, module, tuple(n.shape for n in builder.nodes))
 
 
 def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
@@ -27,20 +80,24 @@ def capture(module: nn.Module, example: Tensor, fold: bool = True) -> Graph:
         GraphError: The module cannot be exported, or mixes samples.
         UnsupportedOperatorError: An operator has no bounds here; names it and its place.
     """
+    builder = Builder(example.shape[1:])
+    output = _read(_export(module, example), builder, {})
+    return simplify(builder.graph(output), rounding=fold)
+
+
+def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     was_training = [m for m in module.modules() if m.training]
     module.eval()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # export warns of its own internals
             program = torch.export.export(module, (example[:1].detach(),), strict=False)
-            if not _is_readable(program):
-                program = program.run_decompositions({})
+            return program if _is_readable(program) else program.run_decompositions({})
     except Exception as error:
         raise GraphError(f"torch.export cannot capture {type(module).__name__}: {error}") from error
     finally:
         for m in was_training:
             m.training = True
-    return simplify(_read(program, example.shape[1:]), rounding=fold)
 
 
 def _is_readable(program: torch.export.ExportedProgram) -> bool:
@@ -58,8 +115,10 @@ def _is_readable(program: torch.export.ExportedProgram) -> bool:
 _CREATORS = {"arange", "full", "zeros", "ones", "scalar_tensor", "sym_size", "eye"}
 
 
-def _read(program: torch.export.ExportedProgram, shape: torch.Size) -> Graph:
-    builder = Builder(shape)
+def _read(
+    program: torch.export.ExportedProgram, builder: Builder, live: Mapping[str, Tensor]
+) -> Ref:
+    """Builds the program's nodes with ``live`` tensors by name, else with copies of the stored."""
     signature = program.graph_signature
     lifted = {
         **signature.inputs_to_parameters,
@@ -72,7 +131,10 @@ def _read(program: torch.export.ExportedProgram, shape: torch.Size) -> Graph:
     for node in program.graph.nodes:
         if node.op == "placeholder":
             name = lifted.get(node.name)
-            values[node] = Ref(0, tuple(shape)) if name is None else stored[name].detach().cpu()
+            if name is None:
+                values[node] = Ref(0, builder.nodes[0].shape)
+            else:
+                values[node] = live[name] if name in live else stored[name].detach().cpu()
         elif node.op == "call_function":
             values[node] = _call(node, values, builder)
         elif node.op == "output":
@@ -82,7 +144,7 @@ def _read(program: torch.export.ExportedProgram, shape: torch.Size) -> Graph:
             output = values[results[0]]
     if not isinstance(output, Ref):
         raise GraphError("the output does not depend on the input")
-    return builder.graph(output)
+    return output
 
 
 def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], builder: Builder) -> Any:

@@ -42,7 +42,8 @@ class Scale(Affine):
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
         """Scaled coefficients."""
         constant = None
-        if bool(self.offset.any()):
+        # On a device, finding out would wait for it.
+        if self.offset.device.type != "cpu" or bool(self.offset.any()):
             constant = dot(A, self.offset.expand(1, 1, *A.shape[2:]))
         return Pulled((A * self.factor,), constant)
 
