@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,19 @@ from torch import Tensor, nn
 
 from holdfast._guard import guarded
 from holdfast._heads import HEADS, Head, as_logits, recognised, unwrapped
-from holdfast.attacks.base import Answer, Objective, Query
+from holdfast._running import (
+    Passes,
+    RowBlock,
+    Tuning,
+    bare,
+    cut,
+    gradients_of,
+    joined,
+    loss_of,
+    mean_of,
+    split,
+)
+from holdfast.attacks.base import Answer, Query
 from holdfast.errors import HoldfastError, ModelCrash, ModelError
 from holdfast.threat import Access, Domain
 
@@ -28,45 +40,6 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _CPU_CALL_ELEMENTS = 2**18  # input numbers per call that keep a CPU's caches and cores busy
 _GPU_CALL_ELEMENTS = 2**24
 _FEWEST_ROWS = 8
-
-
-@dataclass(slots=True)
-class Passes:
-    """Passes of single samples through the network, counted as they happen."""
-
-    forward: int = 0
-    backward: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RowBlock:
-    """How many rows a call may have so that a row's result does not depend on the others.
-
-    Matrix kernels round differently for different numbers of rows. Where calls with any multiple of
-    ``size`` rows agree bit for bit (measured by :mod:`holdfast.engine.preflight`), batches are
-    padded to such a multiple; where they never do, ``is_fixed`` and every call has ``size`` rows.
-    Where even an input's place within its block matters, ``is_filled``: a block is one input,
-    repeated, and its first row counts.
-    """
-
-    size: int = 1
-    is_fixed: bool = False
-    is_filled: bool = False
-
-    def place(self, x: Tensor) -> Tensor:
-        """Inputs ``(n, ...)`` as the rows of a call."""
-        if self.is_filled:
-            return x.repeat_interleave(self.size, 0)
-        missing = -len(x) % self.size
-        if missing == 0 or len(x) == 0:
-            return x
-        return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
-
-    def pick(self, rows: Tensor, n: int) -> Tensor:
-        """The rows of a call that belong to its ``n`` inputs."""
-        if self.is_filled:
-            return rows[:: self.size]
-        return rows if len(rows) == n else rows[:n]
 
 
 class Model:
@@ -126,6 +99,7 @@ class Model:
         self._given_head = head
         self.batch_size = batch_size
         self.block = RowBlock()
+        self.tuning = Tuning()
         self.draws = 1
         self.takes_arrays = False
         self.max_rows: int | None = None
@@ -158,6 +132,7 @@ class Model:
         on_cpu = self.device.type == "cpu"
         elements, most = (_CPU_CALL_ELEMENTS, 256) if on_cpu else (_GPU_CALL_ELEMENTS, 1024)
         rows = min(most, max(_FEWEST_ROWS, 1 << max(0, (elements // size).bit_length() - 1)))
+        rows = min(rows, self.tuning.rows or rows)
         if self.batch_size is not None and size * _FEWEST_ROWS > elements:
             rows = min(rows, self.batch_size)  # large inputs: the user knows the memory best
         return rows if self.max_rows is None else min(rows, self.max_rows)
@@ -208,7 +183,7 @@ class Model:
             for call in self._calls([(i, queries[i]) for i in same]):
                 for (i, _), answer in zip(call, self._draw(call, n_backward), strict=True):
                     answers[i].append(answer)
-        return [_joined(parts) for parts in answers]
+        return [joined(parts) for parts in answers]
 
     def _calls(self, queries: list[tuple[int, Query]]) -> Iterator[list[tuple[int, Query]]]:
         """The queries cut into calls of at most ``call_rows`` rows."""
@@ -223,7 +198,7 @@ class Model:
                         yield call
                     call, room = [], limit
                 stop = min(n, start + room)
-                call.append((i, _cut(query, start, stop)))
+                call.append((i, cut(query, start, stop)))
                 room -= stop - start
                 start = stop
                 if n == 0:
@@ -252,7 +227,7 @@ class Model:
         rounds = [self._call(queries, n_backward) for _ in range(draws)]
         if draws == 1:
             return rounds[0]
-        return [_mean(parts) for parts in zip(*rounds, strict=True)]
+        return [mean_of(parts) for parts in zip(*rounds, strict=True)]
 
     def _call(self, queries: list[Query], n_backward: int) -> list[Answer]:
         points = torch.cat([q.points for q in queries]) if len(queries) > 1 else queries[0].points
@@ -262,30 +237,17 @@ class Model:
         if n_backward == 0:
             with torch.no_grad():
                 logits = self.block.pick(self._scores(x), n)
-            return [_bare(part) for part in _split(logits, sizes)]
+            return [bare(part) for part in split(logits, sizes)]
         self.passes.backward += n * n_backward
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             logits = self.block.pick(self._scores(x), n)
-            parts = _split(logits, sizes)
-            losses = [_loss(q.objective, part) for q, part in zip(queries, parts, strict=True)]
-            gradients = self._gradients(losses, x, n_backward)
+            parts = split(logits, sizes)
+            losses = [loss_of(q.objective, part) for q, part in zip(queries, parts, strict=True)]
+            gradients = gradients_of(losses, x, n_backward, self.block)
         return [
             Answer(z, loss.detach(), g)
-            for z, loss, g in zip(_split(logits.detach(), sizes), losses, gradients, strict=True)
-        ]
-
-    def _gradients(self, losses: list[Tensor], x: Tensor, n_backward: int) -> list[Tensor]:
-        """The gradients of every query's losses, shaped like them: one backward pass a column."""
-        sizes = [len(loss) for loss in losses]
-        columns = []
-        for j in range(n_backward):
-            parts = [loss if loss.ndim == 1 else loss[:, j] for loss in losses]
-            gradient = self.block.pick(_gradient(parts, x, j + 1 < n_backward), sum(sizes))
-            columns.append(_split(gradient, sizes))
-        return [
-            columns[0][i] if loss.ndim == 1 else torch.stack([column[i] for column in columns], 1)
-            for i, loss in enumerate(losses)
+            for z, loss, g in zip(split(logits.detach(), sizes), losses, gradients, strict=True)
         ]
 
     def _scores(self, x: Tensor) -> Tensor:
@@ -299,6 +261,8 @@ class Model:
             self._check_channels(x)
             shape = (-1, *(1,) * (x.ndim - 2)) if x.ndim > 2 else (-1,)
             x = (x - self.mean.to(x).reshape(shape)) / self.std.to(x).reshape(shape)
+        if self.tuning.is_channels_last and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
         out = self.f(x.detach().cpu().numpy() if self.takes_arrays else x)
         out = unwrapped(out)
         if len(out) != len(x):
@@ -442,56 +406,3 @@ def _describe(f: Any) -> str:
         n = sum(p.numel() for p in f.parameters())
         return f"{type(f).__name__} with {n:,} parameters"
     return getattr(f, "__qualname__", type(f).__name__)
-
-
-def _cut(query: Query, start: int, stop: int) -> Query:
-    if start == 0 and stop == len(query.points):
-        return query
-    objective = query.objective
-    if objective is not None:
-        rows = tuple(row[start:stop] for row in objective.rows)
-        objective = Objective(objective.function, rows, objective.width)
-    return Query(query.points[start:stop], objective, query.route)
-
-
-def _loss(objective: Objective | None, logits: Tensor) -> Tensor:
-    assert objective is not None
-    return objective.function(logits, *objective.rows)
-
-
-def _gradient(losses: Sequence[Tensor], x: Tensor, keeps_graph: bool) -> Tensor:
-    """The gradient of the losses' sum; zeros where none of them depends on ``x``."""
-    chosen = [loss for loss in losses if loss.requires_grad]
-    if not chosen:
-        return torch.zeros_like(x)
-    ones = [torch.ones_like(loss) for loss in chosen]
-    found = torch.autograd.grad(chosen, x, ones, retain_graph=keeps_graph, allow_unused=True)[0]
-    return torch.zeros_like(x) if found is None else found.detach()
-
-
-def _split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
-    """``rows`` in pieces; one that is whole stays as it is."""
-    return (rows,) if len(sizes) == 1 else rows.split(list(sizes))
-
-
-def _bare(logits: Tensor) -> Answer:
-    empty = logits.new_empty(0)
-    return Answer(logits, empty, empty)
-
-
-def _joined(parts: list[Answer]) -> Answer:
-    if len(parts) == 1:
-        return parts[0]
-    return Answer(
-        torch.cat([p.logits for p in parts]),
-        torch.cat([p.losses for p in parts]),
-        torch.cat([p.gradients for p in parts]),
-    )
-
-
-def _mean(parts: Sequence[Answer]) -> Answer:
-    return Answer(
-        torch.stack([p.logits for p in parts]).mean(0),
-        torch.stack([p.losses for p in parts]).mean(0),
-        torch.stack([p.gradients for p in parts]).mean(0),
-    )

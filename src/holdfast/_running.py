@@ -1,0 +1,139 @@
+"""One call of the network: its rows, its pieces, its gradients, and what it is run with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks.base import Answer, Objective, Query
+
+
+@dataclass(slots=True)
+class Passes:
+    """Passes of single samples through the network, counted as they happen."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowBlock:
+    """How many rows a call may have so that a row's result does not depend on the others.
+
+    Matrix kernels round differently for different numbers of rows. Where calls with any multiple of
+    ``size`` rows agree bit for bit (measured by :mod:`holdfast.engine.preflight`), batches are
+    padded to such a multiple; where they never do, ``is_fixed`` and every call has ``size`` rows.
+    Where even an input's place within its block matters, ``is_filled``: a block is one input,
+    repeated, and its first row counts.
+    """
+
+    size: int = 1
+    is_fixed: bool = False
+    is_filled: bool = False
+
+    def place(self, x: Tensor) -> Tensor:
+        """Inputs ``(n, ...)`` as the rows of a call."""
+        if self.is_filled:
+            return x.repeat_interleave(self.size, 0)
+        missing = -len(x) % self.size
+        if missing == 0 or len(x) == 0:
+            return x
+        return torch.cat([x, x[:1].expand(missing, *x.shape[1:])])
+
+    def pick(self, rows: Tensor, n: int) -> Tensor:
+        """The rows of a call that belong to its ``n`` inputs."""
+        if self.is_filled:
+            return rows[:: self.size]
+        return rows if len(rows) == n else rows[:n]
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """How the network runs fastest on this machine, as :mod:`holdfast.engine.tuning` measured it.
+
+    It changes the rounding of the model at most, and a run keeps its own to the end.
+
+    Attributes:
+        threads: Threads of torch; None: as many as it has.
+        is_channels_last: Images go in with their channels beside each other in memory.
+        rows: Rows of a call at most; None: by the size of an input.
+    """
+
+    threads: int | None = None
+    is_channels_last: bool = False
+    rows: int | None = None
+
+
+def cut(query: Query, start: int, stop: int) -> Query:
+    """Rows ``start`` to ``stop`` of a query."""
+    if start == 0 and stop == len(query.points):
+        return query
+    objective = query.objective
+    if objective is not None:
+        rows = tuple(row[start:stop] for row in objective.rows)
+        objective = Objective(objective.function, rows, objective.width)
+    return Query(query.points[start:stop], objective, query.route)
+
+
+def loss_of(objective: Objective | None, logits: Tensor) -> Tensor:
+    """The objective's values."""
+    assert objective is not None
+    return objective.function(logits, *objective.rows)
+
+
+def gradients_of(losses: list[Tensor], x: Tensor, n_backward: int, block: RowBlock) -> list[Tensor]:
+    """The gradients of every query's losses, shaped like them: one backward pass a column."""
+    sizes = [len(loss) for loss in losses]
+    columns = []
+    for j in range(n_backward):
+        parts = [loss if loss.ndim == 1 else loss[:, j] for loss in losses]
+        whole = block.pick(_gradient(parts, x, j + 1 < n_backward), sum(sizes))
+        columns.append(split(whole, sizes))
+    return [
+        columns[0][i] if loss.ndim == 1 else torch.stack([column[i] for column in columns], 1)
+        for i, loss in enumerate(losses)
+    ]
+
+
+def _gradient(losses: Sequence[Tensor], x: Tensor, keeps_graph: bool) -> Tensor:
+    """The gradient of the losses' sum; zeros where none of them depends on ``x``."""
+    chosen = [loss for loss in losses if loss.requires_grad]
+    if not chosen:
+        return torch.zeros_like(x)
+    ones = [torch.ones_like(loss) for loss in chosen]
+    found = torch.autograd.grad(chosen, x, ones, retain_graph=keeps_graph, allow_unused=True)[0]
+    return torch.zeros_like(x) if found is None else found.detach().contiguous()
+
+
+def split(rows: Tensor, sizes: Sequence[int]) -> Sequence[Tensor]:
+    """``rows`` in pieces; one that is whole stays as it is."""
+    return (rows,) if len(sizes) == 1 else rows.split(list(sizes))
+
+
+def bare(logits: Tensor) -> Answer:
+    """An answer without gradients."""
+    empty = logits.new_empty(0)
+    return Answer(logits, empty, empty)
+
+
+def joined(parts: list[Answer]) -> Answer:
+    """The rows of several answers, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    return Answer(
+        torch.cat([p.logits for p in parts]),
+        torch.cat([p.losses for p in parts]),
+        torch.cat([p.gradients for p in parts]),
+    )
+
+
+def mean_of(parts: Sequence[Answer]) -> Answer:
+    """The average of answers to the same query."""
+    return Answer(
+        torch.stack([p.logits for p in parts]).mean(0),
+        torch.stack([p.losses for p in parts]).mean(0),
+        torch.stack([p.gradients for p in parts]).mean(0),
+    )
