@@ -108,11 +108,14 @@ def _is_readable(program: torch.export.ExportedProgram) -> bool:
     targets = [n.target for n in program.graph.nodes if n.op == "call_function"]
     schemas = [t._schema for t in targets if hasattr(t, "_schema")]  # type: ignore[union-attr]
     names = {s.name.split("::")[-1] for s in schemas}
-    return not any(s.is_mutable for s in schemas) and names <= known("aten").keys() | _CREATORS
+    expected = known("aten").keys() | _CREATORS | _CHECKS
+    return not any(s.is_mutable for s in schemas) and names <= expected
 
 
 # Operators without tensor arguments, evaluated as they are.
 _CREATORS = {"arange", "full", "zeros", "ones", "scalar_tensor", "sym_size", "eye"}
+# Checks of types that export leaves where a module converts; they compute nothing.
+_CHECKS = {"_assert_tensor_metadata"}
 
 
 def _read(
@@ -157,6 +160,8 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], builder: Builde
     target: Any = node.target
     if target is operator.getitem:
         return args[0][args[1]]
+    if getattr(target, "_schema", None) and target._schema.name.split("::")[-1] in _CHECKS:
+        return None
     if not any(isinstance(v, Ref) for v in _leaves((args, attributes))):
         return target(*args, **attributes)
     name = (
