@@ -108,9 +108,7 @@ class Step(Protocol):
         network: Inputs in the domain to logits ``(n, k)``: the user's module with normalisation and
             head. Its parameters are the live weights.
         model: The same as :class:`~holdfast.Model`, for attacks.
-        domain: The box of valid inputs.
-        threat: The (first) threat, its radius ramped.
-        threats: All of them, ramped.
+        threats: All threats, at their full radius.
         progress: Share of the training that is done, in [0, 1].
         ramp: Share of the radius in use, in [0, 1]: rises from 0 at first, then stays at 1.
         index: Number of the update.
@@ -122,8 +120,6 @@ class Step(Protocol):
 
     network: nn.Module
     model: Model
-    domain: Domain
-    threat: Threat
     threats: tuple[Threat, ...]
     progress: float
     ramp: float
@@ -132,6 +128,16 @@ class Step(Protocol):
     repeat: int
     state: dict[str, Tensor]
     notes: dict[str, Tensor]
+
+    @property
+    def domain(self) -> Domain:
+        """The box of valid inputs."""
+        ...
+
+    @property
+    def threat(self) -> Threat:
+        """The (first) threat; :meth:`bind` ramps its radius."""
+        ...
 
     def logits(self, x: Tensor) -> Tensor:
         """Training-mode logits ``(n, k)`` float32, with the graph to the weights."""

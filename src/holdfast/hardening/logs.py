@@ -1,0 +1,85 @@
+"""The log of a training: JSON lines always, TensorBoard and MLflow where they are installed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from holdfast.hardening.checkpoint import explained
+
+NAME = "log.jsonl"
+
+
+class Log:
+    """One line per measurement, in ``log.jsonl``; numbers also go where a board shows them.
+
+    Args:
+        directory: Where it lies; None: nothing is written.
+    """
+
+    def __init__(self, directory: Path | None) -> None:
+        self.path = None if directory is None else directory / NAME
+        self._board = None if directory is None else _board(directory)
+
+    def write(self, what: str, index: int, record: Any) -> None:
+        """Append one measurement: a dataclass of plain values."""
+        if self.path is None:
+            return
+        values = asdict(record)
+        line = json.dumps({"what": what, "update": index, **values})
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise explained(error, self.path) from error
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{what}/{name}", value, index)
+
+    def cut(self, index: int) -> None:
+        """Drop what was written after the checkpoint that the training goes on from."""
+        if self.path is None or not self.path.is_file():
+            return
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if _index(line) <= index]
+        draft = self.path.with_name(f".{self.path.name}.tmp")
+        draft.write_text("".join(kept), encoding="utf-8")
+        draft.replace(self.path)
+
+    def close(self) -> None:
+        """Flush the board."""
+        if self._board is not None:
+            self._board.close()
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """All measurements of a training, in order."""
+    path = directory / NAME
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if _index(line) < _TORN]
+
+
+_TORN = 2**62
+
+
+def _index(line: str) -> int:
+    """The update a line speaks of; a torn line speaks of none."""
+    try:
+        return int(json.loads(line)["update"])
+    except (ValueError, KeyError, TypeError):
+        return _TORN
+
+
+def _board(directory: Path) -> Any:
+    """TensorBoard's writer where the package is installed."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(directory / "tensorboard"))
