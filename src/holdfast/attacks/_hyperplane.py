@@ -10,9 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from holdfast.attacks.base import Answer
+
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf, "l0": torch.inf}
 """The exponent of the norm that measures gradients: a distance is ``|f| / ||w||_dual``."""
 LENGTH = {"linf": torch.inf, "l2": 2.0, "l1": 1.0, "l0": 0.0}
+TINY = 1e-12  # Croce and Hein's; keeps distances finite where a gradient is zero
 _MAX_ROUNDS = 60  # Newton on a concave piecewise linear function; a handful in practice
 
 
@@ -28,6 +31,18 @@ def dual_length(w: Tensor, norm: str) -> Tensor:
     if norm == "l2":
         return w.square().sum(-1).sqrt()
     return torch.linalg.vector_norm(w, ord=DUAL[norm], dim=-1)
+
+
+def nearest_class(answer: Answer, norm: str) -> tuple[Tensor, Tensor]:
+    """Of the classes asked about, the one whose linearised boundary is nearest.
+
+    Returns its gap ``(n,)`` and its gradient ``(n, *shape)``.
+    """
+    gaps, gradients = answer.losses, answer.gradients
+    distance = gaps.abs() / (TINY + dual_length(gradients.flatten(2), norm))
+    chosen = distance.argmin(1)
+    row = torch.arange(len(chosen), device=chosen.device)
+    return gaps[row, chosen], gradients[row, chosen]
 
 
 def shortest(norm: str, x: Tensor, w: Tensor, gap: Tensor, box: tuple[Tensor, Tensor]) -> Tensor:

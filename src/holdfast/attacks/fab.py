@@ -18,15 +18,15 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from holdfast.attacks._classes import class_gaps, fools, wrong_classes
-from holdfast.attacks._hyperplane import dual_length, length, shortest
+from holdfast.attacks._classes import fools, gaps_of, goal_of, n_aims
+from holdfast.attacks._domain import clipped, ends_of, norm_of
+from holdfast.attacks._hyperplane import TINY, length, nearest_class, shortest
 from holdfast.attacks._options import require_at_least
-from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Query
+from holdfast.attacks.base import Answer, Attack, Card, Problem, Query
 from holdfast.engine.random import Rng
-from holdfast.rows import like
+from holdfast.rows import like, static_field
 from holdfast.threat import Access, AllowedSet
 
-TINY = 1e-12  # the authors'; keeps distances finite where a gradient is zero
 SHORTEST = 1e-8  # the authors'; of a projection's length
 REACH = 0.5  # of the best distance: where later starts are drawn
 
@@ -37,8 +37,8 @@ class FABState:
 
     allowed: AllowedSet
     y: Tensor
+    target: Tensor
     goal: Tensor
-    classes: Tensor
     x: Tensor
     best: Tensor
     is_candidate: Tensor
@@ -46,6 +46,7 @@ class FABState:
     start: Tensor
     rng: Rng
     finished: Tensor
+    width: int = static_field()
 
 
 @final
@@ -104,8 +105,8 @@ class FAB(Attack):
         return FABState(
             allowed=problem.allowed,
             y=problem.y,
-            goal=problem.target if problem.goal is None else problem.goal,
-            classes=wrong_classes(problem, self.n_classes),
+            target=problem.target,
+            goal=goal_of(problem),
             x=problem.x.clone(),
             best=torch.full(zero.shape, torch.inf, device=zero.device, dtype=problem.x.dtype),
             is_candidate=zero > 0,
@@ -113,16 +114,16 @@ class FAB(Attack):
             start=zero.clone(),
             rng=problem.rng,
             finished=zero > 0,
+            width=n_aims(problem, self.n_classes),
         )
 
     def ask(self, state: FABState) -> Query:
         """The logits of the classes aimed at minus the label's, with a gradient each."""
-        rows = (state.y, state.classes)
-        return Query(state.x, Objective(class_gaps, rows, width=state.classes.shape[1]))
+        return Query(state.x, gaps_of(state.y, state.target, state.goal, state.width))
 
     def tell(self, state: FABState, answer: Answer) -> FABState:
         """Draw back a point that fools; from any other go on to the next one."""
-        x, x0, norm = state.x, state.allowed.x, _norm(state.allowed)
+        x, x0, norm = state.x, state.allowed.x, norm_of(state.allowed)
         won = state.is_candidate & fools(answer.logits, state.y, state.goal)
         best = torch.where(won, state.best.minimum(length(x - x0, norm)), state.best)
         is_last = state.is_candidate & (state.step >= self.steps)
@@ -141,16 +142,16 @@ class FAB(Attack):
 
     def _step(self, state: FABState, answer: Answer) -> Tensor:
         """The next iterate: overshoot both projections, and weigh them by their lengths."""
-        x, x0, norm = state.x, state.allowed.x, _norm(state.allowed)
-        gap, w = _nearest(answer, norm)
-        box = (state.allowed.box_lower, state.allowed.box_upper)  # type: ignore[attr-defined]
+        x, x0, norm = state.x, state.allowed.x, norm_of(state.allowed)
+        gap, w = nearest_class(answer, norm)
+        box = ends_of(state.allowed)
         d = shortest(norm, x, w, -gap, box)
         shift = ((x - x0).double() * w.double()).flatten(1).sum(1)
         d0 = shortest(norm, x0, w, shift - gap.double(), box)
         a, a0 = length(d, norm).clamp_min(SHORTEST), length(d0, norm).clamp_min(SHORTEST)
         alpha = like((a / (a + a0)).clamp_max(self.alpha_max), x)
         z = torch.lerp(x + self.eta * d, x0 + self.eta * d0, alpha)
-        return torch.minimum(torch.maximum(z, box[0]), box[1])
+        return clipped(z, state.allowed)
 
     def _start_again(self, state: FABState, ends: Tensor) -> FABState:
         """Rows whose start is over begin the next one, at a random point around x."""
@@ -168,27 +169,12 @@ class FAB(Attack):
         )
 
 
-def _norm(allowed: AllowedSet) -> str:
-    return getattr(allowed, "geometry", "linf")
-
-
-def _nearest(answer: Answer, norm: str) -> tuple[Tensor, Tensor]:
-    """The class whose linearised boundary is nearest: its gap ``(n,)`` and gradient."""
-    gaps, gradients = answer.losses, answer.gradients
-    distance = gaps.abs() / (TINY + dual_length(gradients.flatten(2), norm))
-    chosen = distance.argmin(1)
-    row = torch.arange(len(chosen), device=chosen.device)
-    return gaps[row, chosen], gradients[row, chosen]
-
-
 def _drawn(state: FABState, start: Tensor) -> Tensor:
     """A random point at half the best distance from x, or half of eps where none is known."""
-    x0, norm = state.allowed.x, _norm(state.allowed)
+    x0, norm = state.allowed.x, norm_of(state.allowed)
     shape, rng = tuple(x0.shape[1:]), state.rng.fold(start)
     is_box = norm == "linf"
     noise = 2 * rng.uniform(shape, x0.dtype) - 1 if is_box else rng.normal(shape, x0.dtype)
     radius = REACH * torch.minimum(state.best, state.allowed.radius.to(state.best.dtype))
     scale = radius / length(noise, norm).clamp_min(TINY)
-    z = x0 + like(scale, x0) * noise
-    lower, upper = state.allowed.box_lower, state.allowed.box_upper  # type: ignore[attr-defined]
-    return torch.minimum(torch.maximum(z, lower), upper)
+    return clipped(x0 + like(scale, x0) * noise, state.allowed)
