@@ -1,8 +1,8 @@
 """Interval bound propagation (Gowal et al., 2018, arXiv:1810.12715).
 
 ``min_w E [kappa CE(f(x), y) + (1 - kappa) CE(worst logits, y)]`` the worst logits being those that
-interval bounds allow over the whole ball. The bounds cost two ordinary passes. The radius is ramped, and
-kappa goes from 1 to its last value as it grows.
+interval bounds allow over the whole ball. The bounds cost two ordinary passes. The radius is
+ramped, and kappa goes from 1 to its last value as it grows.
 
 Differences from the paper: batch norm is bounded with its stored statistics (as the deployed model
 has); no special initialisation, so deep networks may need one trained before.
