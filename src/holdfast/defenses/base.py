@@ -42,6 +42,7 @@ class Card:
         is_single_step: Whether it can collapse as single-step training does (Wong et al., 2020):
             robust to one step, broken by several. The loop then watches it more closely.
         is_certified: Whether it minimises a bound, so that the result can be proven robust.
+        stays_inside: Whether crafted inputs lie in the threat's set; noise may leave it on purpose.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Card:
     n_threats: int = 1
     is_single_step: bool = False
     is_certified: bool = False
+    stays_inside: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,10 @@ class Recipe(ABC):
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
     def describe(self) -> str:
-        """A short label, e.g. ``trades(beta=6.0, attack=pgd(steps=10))``."""
+        """The text that :func:`holdfast.hardening.recipe_text.parse_recipe` reads.
+
+        For example ``trades(beta=6.0, attack=pgd(steps=10))``.
+        """
         inner = ", ".join(f"{name}={_text(value)}" for name, value in self.options().items())
         return f"{self.card.name}({inner})"
 
@@ -290,8 +295,8 @@ def _text(value: Any) -> str:
     if isinstance(value, nn.Module):
         return type(value).__name__
     if isinstance(value, tuple):
-        return f"({', '.join(map(_text, value))})"
-    return f"{value}"
+        return f"({', '.join(map(_text, value))}{',' if len(value) == 1 else ''})"
+    return f"{value!r}"
 
 
 def _default(attack: Attack, name: str) -> Any:

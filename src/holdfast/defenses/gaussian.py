@@ -30,6 +30,7 @@ class Gaussian(Recipe):
         paper="Cohen, Rosenfeld and Kolter (2019), Certified Adversarial Robustness via Randomized "
         "Smoothing, arXiv:1902.02918",
         norms=frozenset({"l2"}),
+        stays_inside=False,
     )
 
     sigma: float = 0.25

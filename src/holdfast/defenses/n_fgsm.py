@@ -39,6 +39,7 @@ class NFGSM(Recipe):
         paper="de Jorge, Bibi, Volpi, Sanyal, Torr, Rogez and Dokania (2022), Make Some Noise: "
         "Reliable and Efficient Single-Step Adversarial Training, arXiv:2202.01181",
         is_single_step=True,
+        stays_inside=False,
     )
 
     noise: float = 2.0
