@@ -74,6 +74,54 @@ class Finding(_Record):
     threat: str = ""
 
 
+class Suspicion(BaseModel):
+    """Why the attacks may have been misled."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="constants")
+
+    check: str
+    """The check that found it, e.g. ``hard_steps``."""
+    text: str
+    """One clause in plain words that can follow "because"."""
+    figures: dict[str, float] = {}
+    """What was measured, by name."""
+    stages: tuple[int, ...] = ()
+    """Stages of the cascade that it speaks of; empty: all that follow the model's own gradients."""
+
+
+class Added(BaseModel):
+    """A stage that was added to the cascade while it ran."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    stage: int
+    """Its number; those of the plan come first."""
+    attack: str
+    options: dict[str, Any] = {}
+    route: dict[str, Any] = {}
+    """Where its gradients come from, as :func:`holdfast.trust.routes.route` reads it."""
+    label: str
+    because: tuple[str, ...]
+    """The checks that led to it."""
+
+
+class Examined(_Record):
+    """One look at how far the attacks can be trusted, and what was done about it."""
+
+    kind: Literal["examined"] = "examined"
+    threat: str
+    round: int
+    """0: after the attacks that follow the model's gradients; 1: after all others."""
+    checks: tuple[str, ...]
+    """All checks that were made."""
+    n_probed: int
+    """Samples that nothing had broken yet, on which they were made."""
+    suspicions: tuple[Suspicion, ...] = ()
+    added: tuple[Added, ...] = ()
+    forward: int = 0
+    backward: int = 0
+
+
 class Clean(_Record):
     """The unchanged sample."""
 
@@ -174,7 +222,7 @@ class Session(_Record):
 
 
 AnyRecord = Annotated[
-    Header | Finding | Clean | Attempt | Proven | Radius | Failure | Session,
+    Header | Finding | Examined | Clean | Attempt | Proven | Radius | Failure | Session,
     Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)

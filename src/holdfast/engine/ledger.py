@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from holdfast.record import AnyRecord, Attempt, Clean, Outcome, Proven, Radius
+from holdfast.record import AnyRecord, Attempt, Clean, Examined, Outcome, Proven, Radius
 
 REUSED = -1
 """Stage of an attempt that took over another threat's adversarial input."""
@@ -26,6 +26,8 @@ class Standing:
         forward, backward: Passes of its search.
         margin: Largest margin met.
         distance, radius: Size of the accepted change, and its bisected bound; NaN where unknown.
+        blind: By stage, backward passes and those whose gradient was zero or not finite.
+        looks: How far the attacks can be trusted, look by look.
     """
 
     position: np.ndarray
@@ -39,6 +41,8 @@ class Standing:
     margin: np.ndarray
     distance: np.ndarray
     radius: np.ndarray
+    blind: dict[int, tuple[int, int]] = field(default_factory=dict)
+    looks: list[Examined] = field(default_factory=list)
 
     NOT_BROKEN = 1 << 20
 
@@ -74,6 +78,8 @@ class Standing:
         self.backward[i] += record.backward
         self.zero_gradients[i] += record.zero_gradients
         self.rejected[i] += record.rejected
+        backward, blind = self.blind.get(record.stage, (0, 0))
+        self.blind[record.stage] = (backward + record.backward, blind + record.zero_gradients)
         self.margin[i] = max(self.margin[i], record.margin)
         if record.outcome is Outcome.BROKEN:
             self.broken_by[i] = record.stage
@@ -114,6 +120,8 @@ class Ledger:
             self.goal[i] = record.target
         elif isinstance(record, Attempt):
             self.standing(record.threat).attempt(record)
+        elif isinstance(record, Examined):
+            self.standing(record.threat).looks.append(record)
         elif isinstance(record, Proven):
             self.standing(record.threat).is_verified[record.sample] = True
         elif isinstance(record, Radius):
