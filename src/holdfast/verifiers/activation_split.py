@@ -11,7 +11,7 @@ cheap score picks candidates, both halves of each are bounded once, the best wor
 from __future__ import annotations
 
 import heapq
-import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,10 +19,12 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph
-from holdfast.verifiers.alpha_crown import Choices, low_precision, optimise, sharpen
+from holdfast.verifiers.alpha_crown import Choices, optimise, sharpen
 from holdfast.verifiers.attack import descend
-from holdfast.verifiers.crown import State, pull_back
+from holdfast.verifiers.crown import LinearBound, State, pull_back
 from holdfast.verifiers.domains import (
+    CANDIDATES,
+    Anchor,
     Batch,
     Domain,
     Root,
@@ -31,14 +33,21 @@ from holdfast.verifiers.domains import (
     candidates,
     choices_of,
 )
+from holdfast.verifiers.halfspace import CutBox
 from holdfast.verifiers.problem import Counterexample, Leaf
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
+from holdfast.verifiers.tightening import tighten
 
 ROOT_STEPS = 60
 SHARPEN_STEPS = 12
 DOMAIN_STEPS = 12
+# Rounds of new bounds at the root, each as long as the bound of the clause rises by a tenth.
+NARROWINGS = 4
+LEAST_GAIN = 0.9
+# Open domains from which on the nearest to a proof go first, so that they get fewer.
+POOL = 4096
 # Elements of all activations of a batch of domains; a few megabytes fit the caches of small
 # machines.
 BATCH_ELEMENTS = 1 << 17
@@ -59,36 +68,120 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
     # Certificates rest on the default rule for bounds, which their checker can follow by itself.
     if open_clauses and not search.keep_leaves and not search.is_over():
         with torch.no_grad():
-            state = sharpen(search.graph, root.region, root.state, SHARPEN_STEPS)
+            state = sharpen(search.graph, root.region, root.anchor.state, SHARPEN_STEPS)
         root, open_clauses = _root(search, torch.tensor(open_clauses), state)
     if search.keep_leaves:
-        search.bounds.update(_read_bounds(search.graph, root.state))
-    pool: list[tuple[float, int, Domain]] = []
-    counter = itertools.count()
-    batch = _batch_size(search.graph)
-    domains = [Domain(c, (), {}) for c in open_clauses]
-    is_root, stuck = True, False
-    while domains or pool:
+        search.bounds.update(_read_bounds(search.graph, root.anchor.state))
+    domains = [Domain(c, (), {}, root.anchor) for c in open_clauses]
+    found = _solve_all(search, root, domains, ROOT_STEPS)
+    if not search.keep_leaves and isinstance(found, list):
+        found = _narrow(search, root, found)
+    return found if isinstance(found, Counterexample) else _branch(search, root, found)
+
+
+def _branch(search: Search, root: Root, domains: list[Domain]) -> Counterexample | bool | None:
+    """Cuts the domains until none is left."""
+    pool = sorted(domains, key=lambda d: d.value)
+    half, stuck = _batch_size(search.graph) // 2, False
+    while pool:
         if search.is_over():
             return False
-        if not domains:
-            take = [heapq.heappop(pool)[2] for _ in range(min(batch // 2, len(pool)))]
-            domains, lost = _cut(search, root, take)
+        search.lower = min(d.value for d in pool)
+        # Counterexamples hide where the bound is worst; a long list is worked off from its end.
+        front = len(pool) <= POOL
+        take, pool = (pool[:half], pool[half:]) if front else (pool[-half:], pool[:-half])
+        found = _renew(search, root, take)
+        if isinstance(found, list):
+            children, lost = _cut(search, root, found) if found else ([], False)
             stuck = stuck or lost
-            if not domains:
-                continue
-        while domains:
-            part, domains = domains[:batch], domains[batch:]
-            found = _solve(search, root, part, ROOT_STEPS if is_root else DOMAIN_STEPS)
+            found = _solve_all(search, root, children, DOMAIN_STEPS)
+        if isinstance(found, Counterexample):
+            return found
+        pool = list(heapq.merge(pool, sorted(found, key=_value), key=_value))
+    return None if stuck else not search.is_over()
+
+
+def _value(domain: Domain) -> float:
+    return domain.value
+
+
+def _solve_all(
+    search: Search, root: Root, domains: list[Domain], steps: int
+) -> Counterexample | list[Domain]:
+    """`_solve` in batches; those not reached in time stay open."""
+    size, left = _batch_size(search.graph), []
+    for i in range(0, len(domains), size):
+        if search.is_over():
+            return left + domains[i:]
+        found = _solve(search, root, domains[i : i + size], steps)
+        if isinstance(found, Counterexample):
+            return found
+        left += found
+    return left
+
+
+def _narrow(search: Search, root: Root, domains: list[Domain]) -> Counterexample | list[Domain]:
+    """Bounds for every clause of its own, over the inputs where it could be violated."""
+    left = []
+    for domain in domains:
+        mine = [domain]
+        for _ in range(NARROWINGS):
+            before = mine[0].value
+            found = _refresh(search, root, mine)
+            found = _solve_all(search, root, found, ROOT_STEPS)
             if isinstance(found, Counterexample):
                 return found
-            for domain in found:
-                heapq.heappush(pool, (domain.value, next(counter), domain))
-            if search.is_over():
-                return False
-        is_root = False
-        search.lower = min([d.value for _, _, d in pool], default=search.lower)
-    return None if stuck else True
+            mine = found
+            if not mine or search.is_over() or mine[0].value < LEAST_GAIN * before:
+                break
+        left += mine
+    return left
+
+
+def _renew(search: Search, root: Root, domains: list[Domain]) -> Counterexample | list[Domain]:
+    """The domains, with new bounds for those whose bounds are stale."""
+    fresh = [d for d in domains if not d.is_stale]
+    for domain in domains:
+        if domain.is_stale and not search.is_over():
+            found = _solve_all(search, root, _refresh(search, root, [domain]), DOMAIN_STEPS)
+            if isinstance(found, Counterexample):
+                return found
+            fresh += found
+    return fresh
+
+
+@torch.no_grad()
+def _refresh(search: Search, root: Root, domains: list[Domain]) -> list[Domain]:
+    """The domains with new bounds; those of which nothing is left are gone."""
+    batch = batch_of(search, root, domains, low=False)
+    bound = _pull(search, batch, domains)
+    shifted = Shifted(batch.region, batch.D, batch.d)
+    region = CutBox(
+        batch.region.lower,
+        batch.region.upper,
+        shifted.full(bound.A)[:, 0],
+        (bound.constant + batch.d)[:, 0],
+    )
+    state, empty = tighten(search.graph, batch.state, region)
+    anchors = [
+        Anchor(state.rows(slice(i, i + 1)), len(d.splits), _lifetime(search.graph, state))
+        for i, d in enumerate(domains)
+    ]
+    return [
+        replace(d, anchor=a)
+        for d, a, gone in zip(domains, anchors, empty.tolist(), strict=True)
+        if not gone
+    ]
+
+
+def _lifetime(graph: Graph, state: State) -> float:
+    """So many splits that new bounds for one domain cost about as much as its descendants do."""
+    sources = {i for k in graph.nodes if not k.op.is_affine for i in k.inputs}
+    rows = sum(int((state.boxes[i].lower * state.boxes[i].upper < 0).sum()) for i in sources)
+    # Two bounds of every loose value in float64, against passes in float32, of which
+    # each gradient counts as two more.
+    ratio = 4 * rows / (3 * DOMAIN_STEPS + 2 * CANDIDATES)
+    return math.ceil(math.log2(1 + ratio))
 
 
 def _read_bounds(graph: Graph, state: State) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -122,10 +215,11 @@ def _root(search: Search, clauses: Tensor, state: State | None) -> tuple[Root, l
     weights = {
         int(c): torch.eye(d.shape[1], dtype=d.dtype)[b] for c, b in zip(clauses, best, strict=True)
     }
-    root = Root(region, state, region.to(torch.float32), low_precision(state), weights)
+    lifetime = math.inf if search.keep_leaves else _lifetime(graph, state)
+    root = Root(region, Anchor(state, 0, lifetime), weights)
     for c, v in zip(clauses.tolist(), value.tolist(), strict=True):
         if v > 0 and search.keep_leaves:
-            search.leaves.append(_leaf(search, root, Domain(c, (), {}), v))
+            search.leaves.append(_leaf(search, root, Domain(c, (), {}, root.anchor), v))
     search.domains += 1
     return root, [c for c, v in zip(clauses.tolist(), value.tolist(), strict=True) if v <= 0]
 
@@ -184,6 +278,13 @@ def _solve(
 def _evaluate(search: Search, root: Root, domains: list[Domain]) -> list[float]:
     """Bounds in float64 with rounding errors, at the choices that the search ended with."""
     batch = batch_of(search, root, domains, low=False)
+    bound = _pull(search, batch, domains)
+    value = Shifted(batch.region, batch.D, batch.d).minimum(bound.A) + bound.constant
+    return value.flatten().tolist()
+
+
+def _pull(search: Search, batch: Batch, domains: list[Domain]) -> LinearBound:
+    """The linear bounds in float64 at the domains' choices."""
     parameters = {
         i: torch.stack([d.parameters[i] for d in domains], 1).unsqueeze(2).double()
         for i in domains[0].parameters
@@ -192,7 +293,7 @@ def _evaluate(search: Search, root: Root, domains: list[Domain]) -> list[float]:
     for i, domain in enumerate(domains):
         for value, (node, place) in zip(domain.multipliers, batch.places[i], strict=True):
             multipliers[node][i, place] = value
-    bound = pull_back(
+    return pull_back(
         search.graph,
         len(search.graph.nodes) - 1,
         batch.A,
@@ -201,8 +302,6 @@ def _evaluate(search: Search, root: Root, domains: list[Domain]) -> list[float]:
         cuts=batch.cuts,
         multipliers=multipliers,
     )
-    value = Shifted(batch.region, batch.D, batch.d).minimum(bound.A) + bound.constant
-    return value.flatten().tolist()
 
 
 def _look(
@@ -246,6 +345,7 @@ def _cut(search: Search, root: Root, domains: list[Domain]) -> tuple[list[Domain
                         domain.clause,
                         (*domain.splits, half),
                         domain.parameters,
+                        domain.anchor,
                         [*domain.multipliers, 0.0],
                     )
                 )

@@ -31,6 +31,7 @@ class Domain:
         clause: Position in the property.
         splits: Cuts so far.
         parameters: Choices by activation, ``(q, *shape)`` in float32.
+        anchor: Bounds that hold on it.
         multipliers: One per cut.
         value: Lower bound, in float32.
     """
@@ -38,19 +39,39 @@ class Domain:
     clause: int
     splits: tuple[Split, ...]
     parameters: dict[int, Tensor]
+    anchor: Anchor
     multipliers: list[float] = field(default_factory=list)
     value: float = -np.inf
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether its bounds were made so many splits ago that new ones are due."""
+        return len(self.splits) - self.anchor.depth >= self.anchor.lifetime
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Anchor:
+    """Bounds shared by a domain and those split from it.
+
+    Attributes:
+        state: Boxes of one sample in float64.
+        depth: Number of splits when they were made.
+        lifetime: Number of further splits after which they should be made again.
+    """
+
+    state: State
+    depth: int
+    lifetime: float
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Root:
-    """What all domains of one input box share, in float64 and in float32 (``low``)."""
+    """What all domains of one input box share."""
 
     region: BoxRegion
-    state: State
-    low_region: BoxRegion
-    low_state: State
+    anchor: Anchor
     weights: dict[int, Tensor]
 
 
@@ -74,13 +95,14 @@ class Shifted:
 
     def minimum(self, A: Tensor) -> Tensor:
         """The least value of ``A x + D x + d``."""
-        return self.region.minimum(self._full(A)) + self.d
+        return self.region.minimum(self.full(A)) + self.d
 
     def argmin(self, A: Tensor) -> Tensor:
         """Where it is attained."""
-        return self.region.argmin(self._full(A))
+        return self.region.argmin(self.full(A))
 
-    def _full(self, A: Tensor) -> Tensor:
+    def full(self, A: Tensor) -> Tensor:
+        """Coefficients with the property's own."""
         return A if self.D is None else A + self.D.reshape(A.shape)
 
     def rows(self, index: Tensor | slice) -> Shifted:
@@ -123,12 +145,8 @@ def batch_of(search: Search, root: Root, domains: Sequence[Domain], low: bool) -
     A = (weights.unsqueeze(1) @ rows.C[clause]).to(dtype)
     D = None if rows.D is None else (weights.unsqueeze(1) @ rows.D[clause]).to(dtype)
     d = (weights * rows.d[clause]).sum(1, keepdim=True).to(dtype)
-    state, region = (root.low_state, root.low_region) if low else (root.state, root.region)
-    boxes = [
-        Box(b.lower.expand(n, *b.lower.shape[1:]), b.upper.expand(n, *b.upper.shape[1:]))
-        for b in state.boxes
-    ]
-    magnitudes = [None if m is None else m.expand(n, 1) for m in state.magnitudes]
+    state, region = _states(search, root, domains, dtype), root.region.to(dtype)
+    boxes = state.boxes
     cuts, places = _cuts(domains, dtype)
     for node, cut in cuts.items():
         boxes[node] = _clip(boxes[node], cut)
@@ -138,11 +156,32 @@ def batch_of(search: Search, root: Root, domains: Sequence[Domain], low: bool) -
         A.reshape(n, 1, *search.graph.output_shape),
         D,
         d,
-        State(boxes, magnitudes),
+        state,
         wide,
         cuts,
         places,
     )
+
+
+def _states(search: Search, root: Root, domains: Sequence[Domain], dtype: torch.dtype) -> State:
+    """The domains' bounds; those of the root where no relaxation reads them."""
+    anchors, nodes, n = [d.anchor for d in domains], search.graph.nodes, len(domains)
+    read = {i for k in nodes if not k.op.is_affine for i in k.inputs}
+    first = root.anchor.state
+    shared = all(a is anchors[0] for a in anchors)
+    boxes = []
+    for i, box in enumerate(first.boxes):
+        if shared or i not in read:
+            source = anchors[0].state.boxes[i] if i in read else box
+            pair = (t.to(dtype).expand(n, *t.shape[1:]) for t in source)
+        else:
+            pair = (
+                torch.cat([a.state.boxes[i][side] for a in anchors]).to(dtype) for side in (0, 1)
+            )
+        boxes.append(Box(*pair))
+    if dtype != torch.float64:
+        return State(boxes, [])
+    return State(boxes, [None if m is None else m.expand(n, 1) for m in first.magnitudes])
 
 
 def _cuts(

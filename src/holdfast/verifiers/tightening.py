@@ -1,0 +1,59 @@
+"""Bounds of all values again, over the part of the inputs that a domain still has.
+
+Splits and halfspaces leave less of the box; bounds from the root then hold more than is possible.
+Bounding everything again costs as much as many domains, so it is done for few of them and their
+descendants share it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from holdfast.graphs.graph import Graph
+from holdfast.graphs.operator import Box
+from holdfast.verifiers.alpha_crown import replace_boxes
+from holdfast.verifiers.crown import State, two_sided
+from holdfast.verifiers.propagation import padded_index, plan_refinement
+from holdfast.verifiers.regions import Region
+
+# Elements of the largest coefficient tensor handled at once.
+CHUNK = 1 << 20
+
+
+@torch.no_grad()
+def tighten(graph: Graph, state: State, region: Region) -> tuple[State, torch.Tensor]:
+    """Boxes cut with bounds over the region, in the state's precision and with rounding.
+
+    Args:
+        graph: The network in float64.
+        state: Boxes known to hold ``(n, ...)``, for instance those of a larger region with the
+            ranges of split neurons cut.
+        region: The inputs left.
+
+    Returns:
+        The new state, and where a box became empty ``(n,)``: nothing is left of that domain.
+    """
+    boxes = list(state.boxes)
+    empty = torch.zeros(len(boxes[0].lower), dtype=torch.bool)
+    for node, readers in zip(graph.nodes, plan_refinement(graph, region.is_box), strict=True):
+        if not readers:
+            continue
+        state = replace_boxes(graph, state, boxes)
+        box = state.boxes[node.index]
+        loose = torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0).flatten(1)
+        lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+        index = padded_index(loose)
+        widest = max(n.size for n in graph.nodes[: node.index + 1])
+        step = max(1, CHUNK // (2 * max(1, len(index)) * widest))
+        for part in index.split(step, 1) if index.shape[1] else ():
+            unit = torch.zeros(*part.shape, node.size, dtype=lower.dtype)
+            unit = unit.scatter(2, part.unsqueeze(2), 1.0).reshape(*part.shape, *node.shape)
+            low, high = two_sided(graph, node.index, unit, state, region)
+            lower = lower.scatter(1, part, torch.fmax(lower.gather(1, part), low))
+            upper = upper.scatter(1, part, torch.fmin(upper.gather(1, part), high))
+        empty |= (lower > upper).any(1)
+        shape = box.lower.shape
+        boxes[node.index] = Box(
+            torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape)
+        )
+    return replace_boxes(graph, state, boxes), empty
