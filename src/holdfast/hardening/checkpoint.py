@@ -80,3 +80,18 @@ def explained(error: Exception, path: Path) -> JournalError:
             "free some space and run the same command again, or give another --out."
         )
     return JournalError(f"Cannot write to {path.parent}: {error}.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all.
+
+    Raises:
+        JournalError: where the disk is full or cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise explained(error, path) from error

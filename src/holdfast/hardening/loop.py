@@ -104,6 +104,9 @@ class Loop:
 
     def _round(self, progress: float, is_last: bool = False) -> Iterator[Event]:
         """Alarms first, then the validation; good weights become the ones to go back to."""
+        if is_last and self._is_validated:
+            yield from self._finish()
+            return
         alarm = self._alarm()
         if alarm is not None:
             yield from self._act(alarm)
@@ -126,7 +129,19 @@ class Loop:
             yield from self._tell(told)
         self._keep_good(self._watched)
         state.is_done = is_last
+        state.validated = state.index
         self._save()
+
+    @property
+    def _is_validated(self) -> bool:
+        """Whether these very weights were validated already, averaged and live ones alike."""
+        state = self.trainer.state
+        return state.validated == state.index and not self.trainer.average.is_on
+
+    def _finish(self) -> Iterator[Event]:
+        self.trainer.state.is_done = True
+        self._save()
+        yield self._training(1.0)
 
     def _candidates(self, is_last: bool) -> list[Score]:
         """Scores of the averaged weights, and at the end of the live ones too."""

@@ -28,6 +28,7 @@ class State:
         good: Watch of the last good weights.
         history: Scores of all validations.
         told: Codes of alarms told already.
+        validated: Updates made when the weights were validated last.
         is_done: Whether the training reached its end.
     """
 
@@ -46,6 +47,7 @@ class State:
     good: Watch | None = None
     history: list[Score] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    validated: int = -1
     is_done: bool = False
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,0 +1,58 @@
+"""The card as one HTML page without scripts."""
+
+from __future__ import annotations
+
+import io
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from holdfast.hardening import terminal
+from holdfast.hardening.card import HardenCard
+
+
+def render(card: HardenCard) -> str:
+    """The page."""
+    rows = []
+    if card.before is not None and card.after is not None:
+        rows = terminal.rows(card.before, card.after)
+    page = _environment().get_template("card.html")
+    return page.render(
+        card=card,
+        lead=terminal.lead(card),
+        rows=rows,
+        cost=terminal.cost(card),
+        worse=terminal.worse_lines(card),
+        chart=_chart(card),
+    )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("holdfast.hardening"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def _chart(card: HardenCard) -> Markup:
+    """Clean and robust validation accuracy over time, as SVG."""
+    if len(card.rounds) < 2:
+        return Markup()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    seconds = [r.seconds for r in card.rounds]
+    axes.plot(seconds, [100 * r.clean for r in card.rounds], label="clean", marker=".")
+    axes.plot(seconds, [100 * r.robust for r in card.rounds], label="under attack", marker=".")
+    axes.set(xlabel="seconds of training", ylabel="validation accuracy (%)", ylim=(0, 100))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None})
+    return Markup(out.getvalue()[out.getvalue().index("<svg") :])
