@@ -84,11 +84,11 @@ class StepsItself(Sound):
         loss = super().update(step, batch)
         with torch.no_grad():
             for p in step.weights():
-                p.sub_(0.01 * p.grad)
+                p.sub_(0.01 * p.grad)  # type: ignore[operator]
         return loss
 
 
-class ForgetsToMoveBack(AWP):
+class ForgetsToMoveBack(AWP):  # type: ignore[misc]
     """Adversarial weight perturbation that subtracts its move: rounding does not cancel."""
 
     def update(self, step, batch):
@@ -159,7 +159,7 @@ class RemembersInItself(Sound):
         return crafted if last is None else replace(crafted, x_adv=last)
 
 
-class ForgetsItsState(Free):
+class ForgetsItsState(Free):  # type: ignore[misc]
     """Free training that keeps its change in a variable, not in the step's state."""
 
     kept: ClassVar[dict[int, Any]] = {}

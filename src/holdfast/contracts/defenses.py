@@ -95,7 +95,7 @@ def shortened(recipe: Recipe) -> Recipe:
             changes[field.name] = shortened(value)
         elif isinstance(value, Attack) and value.option("steps", 0) > SHORT:
             changes[field.name] = replace(value, steps=SHORT)  # type: ignore[type-var]
-        elif field.name == "steps" and value > SHORT:
+        elif field.name == "steps" and isinstance(value, int) and value > SHORT:
             changes[field.name] = SHORT
     return replace(recipe, **changes) if changes else recipe  # type: ignore[type-var]
 
