@@ -105,8 +105,9 @@ class DataSpec(BaseModel):
 class Plan(BaseModel):
     """Everything that decides a run's result, and how to run it.
 
-    ``batch_size``, ``device``, ``budget.seconds`` and ``curve_steps`` change how and how long a run
-    goes, never the verdict of a finished job; :attr:`id` is the hash of everything else.
+    ``batch_size``, ``device``, ``threads``, ``workers``, ``budget.seconds`` and ``curve_steps``
+    change how and how long a run goes, never the verdict of a finished job; :attr:`id` is the hash
+    of everything else.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -129,6 +130,10 @@ class Plan(BaseModel):
     """Bisection steps per broken sample for the accuracy-against-eps curve; 0: none."""
     batch_size: int | None = Field(default=None, ge=1)
     device: str | None = None
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of torch in every process; None: as many as a short measurement finds fastest."""
+    workers: int = Field(default=1, ge=1)
+    """Processes that attack; 1: this one alone."""
 
     @field_validator("target")
     @classmethod
@@ -149,7 +154,7 @@ class Plan(BaseModel):
     @cached_property
     def id(self) -> str:
         """Sixteen hexadecimal digits: the hash of all that changes a verdict."""
-        free = {"batch_size", "device", "curve_steps", "cascade", "stages"}
+        free = {"batch_size", "device", "threads", "workers", "curve_steps", "cascade", "stages"}
         data = self.model_dump(mode="json", exclude=free)
         data["budget"].pop("seconds")
         data["stages"] = [stage.model_dump(mode="json") for stage in self.resolved_stages]

@@ -60,6 +60,8 @@ class Header(_Record):
     ``n_classes``, ``domain``, ``is_random``, ``row_quantum``."""
     data: dict[str, Any]
     """``description``, ``hash``, ``n_samples``, ``shape``, ``class_names``."""
+    tuning: dict[str, Any] = {}
+    """``threads``, ``is_channels_last``, ``rows``: how the model ran fastest; kept on resuming."""
 
 
 class Finding(_Record):
@@ -118,6 +120,8 @@ class Examined(_Record):
     """Samples that nothing had broken yet, on which they were made."""
     suspicions: tuple[Suspicion, ...] = ()
     added: tuple[Added, ...] = ()
+    through: dict[str, Any] = {}
+    """Where the plan's own attacks get gradients from, in a model that gives none."""
     forward: int = 0
     backward: int = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def header(plan: Plan, model: Model, data: Data, seen: Scan, directory: Path) ->
             "shape": list(data.shape),
             "class_names": list(data.class_names),
         },
+        tuning=asdict(model.tuning),
     )
 
 

@@ -77,6 +77,16 @@ def _read(path: Path) -> tuple[list[AnyRecord], int]:
     return records, whole
 
 
+def peek(directory: Path) -> Header | None:
+    """The header of the run in ``directory``, where there is one to read."""
+    try:
+        with journal_path(directory).open("rb") as file:
+            first = RECORD.validate_json(file.readline())
+    except (OSError, ValidationError):
+        return None
+    return first if isinstance(first, Header) else None
+
+
 class Journal:
     """A run's directory, open for writing by this process alone.
 

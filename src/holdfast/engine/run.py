@@ -31,6 +31,7 @@ from holdfast.engine.proving import check_sound, prove
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import Scan, chunks, inside, scan
 from holdfast.engine.suspicion import suspicions
+from holdfast.engine.tuning import settled
 from holdfast.errors import DataError, JournalError
 from holdfast.events import Event, Finished, Found, PhaseDone, Progress, Started, Stopped
 from holdfast.model import Model
@@ -145,7 +146,7 @@ def run(
         raise DataError("There are no samples to audit.")
     seen = scan(data, model.domain)
     start = (model.passes.forward, model.passes.backward)
-    with model.session():
+    with model.session(), settled(plan, model, data, Path(directory)):
         findings = _check(plan, model, data, seen)
         for threat in known:
             fitting(plan.resolved_stages, threat.norm, model.access)
