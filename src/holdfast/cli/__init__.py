@@ -10,6 +10,8 @@ from holdfast.cli.audit import EXAMPLES, audit
 from holdfast.cli.check import check
 from holdfast.cli.demo import demo
 from holdfast.cli.errors import explained
+from holdfast.cli.harden import EXAMPLES as HARDEN_EXAMPLES
+from holdfast.cli.harden import harden
 from holdfast.cli.listing import listing
 from holdfast.cli.report import report
 from holdfast.cli.verify import EXAMPLES as VERIFY_EXAMPLES
@@ -27,6 +29,7 @@ app = typer.Typer(
 )
 app.command("audit", epilog=EXAMPLES, no_args_is_help=True)(explained(audit))
 app.command("verify", epilog=VERIFY_EXAMPLES, no_args_is_help=True)(explained(verify))
+app.command("harden", epilog=HARDEN_EXAMPLES, no_args_is_help=True)(explained(harden))
 app.command("check")(explained(check))
 app.command("report")(explained(report))
 app.command("list")(explained(listing))

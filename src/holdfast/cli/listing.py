@@ -15,6 +15,7 @@ class Kind(StrEnum):
     """What can be listed."""
 
     ATTACKS = "attacks"
+    RECIPES = "recipes"
     THREATS = "threats"
     CASCADES = "cascades"
     DATA = "data"
@@ -23,19 +24,21 @@ class Kind(StrEnum):
 def listing(
     kind: Annotated[Kind, typer.Argument(help="What to list.", case_sensitive=False)],
 ) -> None:
-    """Show the attacks, threats, cascades or forms of data that there are."""
+    """Show the attacks, recipes, threats, cascades or forms of data that there are."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     makers: dict[Kind, Callable[[], Rows]] = {
         Kind.ATTACKS: _attacks,
+        Kind.RECIPES: _recipes,
         Kind.THREATS: _threats,
         Kind.CASCADES: _cascades,
         Kind.DATA: _data,
     }
     columns, rows = makers[kind]()
-    table = Table(box=None, pad_edge=False, header_style="dim", show_header=kind != Kind.ATTACKS)
+    has_header = kind not in (Kind.ATTACKS, Kind.RECIPES)
+    table = Table(box=None, pad_edge=False, header_style="dim", show_header=has_header)
     for i, column in enumerate(columns):
         table.add_column(column, no_wrap=i == 0)
     for row in rows:
@@ -63,6 +66,29 @@ def _attacks() -> Rows:
         )
         rows.append((name, "\n".join(lines)))
     return ("attack", "what it does"), rows
+
+
+def _recipes() -> Rows:
+    from dataclasses import MISSING, fields
+
+    from holdfast import registry
+
+    rows = []
+    for name, recipe in sorted(registry.recipes().items()):
+        card = recipe.card
+        options = [
+            f"{f.name}={f.default}" if f.default is not MISSING else f.name
+            for f in fields(recipe)  # type: ignore[arg-type]
+        ]
+        several = "; against several threats at once" if card.n_threats == 0 else ""
+        lines = (
+            card.title,
+            f"works in {', '.join(sorted(card.norms))}{several}",
+            f"options: {', '.join(options)}",
+            f"{card.paper}\n",
+        )
+        rows.append((name, "\n".join(lines)))
+    return ("recipe", "what it does"), rows
 
 
 def _threats() -> Rows:
