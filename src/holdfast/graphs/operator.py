@@ -131,6 +131,8 @@ class Activation(Operator):
 
     is_diagonal = True
     can_split = True
+    is_rectifier: ClassVar[bool] = False
+    """``max(z, 0)``: exact on either side of zero, its one parameter the slope of the lower line."""
 
     @abstractmethod
     def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:

@@ -12,27 +12,30 @@ from __future__ import annotations
 
 import heapq
 import math
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph
-from holdfast.verifiers.alpha_crown import Choices, optimise, sharpen
+from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.attack import descend
 from holdfast.verifiers.crown import LinearBound, State, pull_back
+from holdfast.verifiers.dense_bounds import dense_bounds
 from holdfast.verifiers.domains import (
     CANDIDATES,
     Anchor,
     Batch,
+    Bounder,
     Domain,
     Root,
     Shifted,
     batch_of,
-    candidates,
-    choices_of,
 )
+from holdfast.verifiers.graph_bounds import GraphBounds, spread
 from holdfast.verifiers.halfspace import CutBox
 from holdfast.verifiers.problem import Counterexample, Leaf
 from holdfast.verifiers.propagation import propagate
@@ -48,9 +51,19 @@ NARROWINGS = 4
 LEAST_GAIN = 0.9
 # Open domains from which on the nearest to a proof go first, so that they get fewer.
 POOL = 4096
-# Elements of all activations of a batch of domains; a few megabytes fit the caches of small
-# machines.
-BATCH_ELEMENTS = 1 << 17
+# Domains that get new bounds together, and those of a batch from which counterexamples are sought.
+RENEWED = 16
+LOOKS = 8
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """One search: the property, its box, and who bounds the domains."""
+
+    search: Search
+    root: Root
+    bounder: Bounder
 
 
 def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool | None:
@@ -72,100 +85,88 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
         root, open_clauses = _root(search, torch.tensor(open_clauses), state)
     if search.keep_leaves:
         search.bounds.update(_read_bounds(search.graph, root.anchor.state))
-    domains = [Domain(c, (), {}, root.anchor) for c in open_clauses]
-    found = _solve_all(search, root, domains, ROOT_STEPS)
+    if not open_clauses:
+        return True
+    bounder = dense_bounds(search, root, open_clauses) or GraphBounds(search, root)
+    tree = Tree(search, root, bounder)
+    found = _solve(tree, [Domain(c, (), root.anchor) for c in open_clauses], ROOT_STEPS)
     if not search.keep_leaves and isinstance(found, list):
-        found = _narrow(search, root, found)
-    return found if isinstance(found, Counterexample) else _branch(search, root, found)
+        found = _narrow(tree, found)
+    return found if isinstance(found, Counterexample) else _branch(tree, found)
 
 
-def _branch(search: Search, root: Root, domains: list[Domain]) -> Counterexample | bool | None:
+def _branch(tree: Tree, domains: list[Domain]) -> Counterexample | bool | None:
     """Cuts the domains until none is left."""
-    pool = sorted(domains, key=lambda d: d.value)
-    half, stuck = _batch_size(search.graph) // 2, False
+    search, pool = tree.search, sorted(domains, key=_value)
+    half, stuck = max(1, tree.bounder.size // 2), False
     while pool:
         if search.is_over():
             return False
-        search.lower = min(d.value for d in pool)
+        search.lower = pool[0].value
         # Counterexamples hide where the bound is worst; a long list is worked off from its end.
         front = len(pool) <= POOL
         take, pool = (pool[:half], pool[half:]) if front else (pool[-half:], pool[:-half])
-        found = _renew(search, root, take)
+        found = _renew(tree, take)
         if isinstance(found, list):
-            children, lost = _cut(search, root, found) if found else ([], False)
+            children, lost = _cut(tree, found)
             stuck = stuck or lost
-            found = _solve_all(search, root, children, DOMAIN_STEPS)
+            found = _solve(tree, children, DOMAIN_STEPS)
         if isinstance(found, Counterexample):
             return found
         pool = list(heapq.merge(pool, sorted(found, key=_value), key=_value))
-    return None if stuck else not search.is_over()
+    return None if stuck else True
 
 
 def _value(domain: Domain) -> float:
     return domain.value
 
 
-def _solve_all(
-    search: Search, root: Root, domains: list[Domain], steps: int
-) -> Counterexample | list[Domain]:
-    """`_solve` in batches; those not reached in time stay open."""
-    size, left = _batch_size(search.graph), []
-    for i in range(0, len(domains), size):
-        if search.is_over():
-            return left + domains[i:]
-        found = _solve(search, root, domains[i : i + size], steps)
-        if isinstance(found, Counterexample):
-            return found
-        left += found
-    return left
-
-
-def _narrow(search: Search, root: Root, domains: list[Domain]) -> Counterexample | list[Domain]:
+def _narrow(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
     """Bounds for every clause of its own, over the inputs where it could be violated."""
     left = []
     for domain in domains:
         mine = [domain]
         for _ in range(NARROWINGS):
             before = mine[0].value
-            found = _refresh(search, root, mine)
-            found = _solve_all(search, root, found, ROOT_STEPS)
+            found = _refresh(tree, mine)
+            found = _solve(tree, found, ROOT_STEPS)
             if isinstance(found, Counterexample):
                 return found
             mine = found
-            if not mine or search.is_over() or mine[0].value < LEAST_GAIN * before:
+            if not mine or tree.search.is_over() or mine[0].value < LEAST_GAIN * before:
                 break
         left += mine
     return left
 
 
-def _renew(search: Search, root: Root, domains: list[Domain]) -> Counterexample | list[Domain]:
+def _renew(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
     """The domains, with new bounds for those whose bounds are stale."""
     fresh = [d for d in domains if not d.is_stale]
-    for domain in domains:
-        if domain.is_stale and not search.is_over():
-            found = _solve_all(search, root, _refresh(search, root, [domain]), DOMAIN_STEPS)
-            if isinstance(found, Counterexample):
-                return found
-            fresh += found
+    stale = [d for d in domains if d.is_stale]
+    for i in range(0, len(stale), RENEWED):
+        part = stale[i : i + RENEWED]
+        if tree.search.is_over():
+            return fresh + stale[i:]
+        found = _solve(tree, _refresh(tree, part), DOMAIN_STEPS)
+        if isinstance(found, Counterexample):
+            return found
+        fresh += found
     return fresh
 
 
 @torch.no_grad()
-def _refresh(search: Search, root: Root, domains: list[Domain]) -> list[Domain]:
+def _refresh(tree: Tree, domains: list[Domain]) -> list[Domain]:
     """The domains with new bounds; those of which nothing is left are gone."""
-    batch = batch_of(search, root, domains, low=False)
-    bound = _pull(search, batch, domains)
-    shifted = Shifted(batch.region, batch.D, batch.d)
-    region = CutBox(
-        batch.region.lower,
-        batch.region.upper,
-        shifted.full(bound.A)[:, 0],
-        (bound.constant + batch.d)[:, 0],
-    )
+    search = tree.search
+    batch, bound = _exact(tree, domains)
+    region = batch.region
+    h, g = Shifted(region, batch.D, batch.d).full(bound.A)[:, 0], (bound.constant + batch.d)[:, 0]
+    if bool((-region.minimum(-h.unsqueeze(1))[:, 0] + g > 0).any()):
+        region = CutBox(region.lower, region.upper, h, g)
     state, empty = tighten(search.graph, batch.state, region)
     anchors = [
-        Anchor(state.rows(slice(i, i + 1)), len(d.splits), _lifetime(search.graph, state))
-        for i, d in enumerate(domains)
+        Anchor(one, len(d.splits), _lifetime(search.graph, one))
+        for one, d in ((state.rows(slice(i, i + 1)), d) for i, d in enumerate(domains))
     ]
     return [
         replace(d, anchor=a)
@@ -193,11 +194,6 @@ def _read_bounds(graph: Graph, state: State) -> dict[int, tuple[np.ndarray, np.n
     }
 
 
-def _batch_size(graph: Graph) -> int:
-    elements = sum(n.size for n in graph.nodes if not n.op.is_affine)
-    return max(4, min(256, BATCH_ELEMENTS // max(1, elements)))
-
-
 @torch.no_grad()
 def _root(search: Search, clauses: Tensor, state: State | None) -> tuple[Root, list[int]]:
     """Bounds of the whole box, and the clauses they leave open."""
@@ -219,18 +215,24 @@ def _root(search: Search, clauses: Tensor, state: State | None) -> tuple[Root, l
     root = Root(region, Anchor(state, 0, lifetime), weights)
     for c, v in zip(clauses.tolist(), value.tolist(), strict=True):
         if v > 0 and search.keep_leaves:
-            search.leaves.append(_leaf(search, root, Domain(c, (), {}, root.anchor), v))
+            search.leaves.append(_leaf(search, root, Domain(c, (), root.anchor), v))
     search.domains += 1
     return root, [c for c, v in zip(clauses.tolist(), value.tolist(), strict=True) if v <= 0]
 
 
-def _leaf(search: Search, root: Root, domain: Domain, value: float) -> Leaf:
+def _leaf(
+    search: Search,
+    root: Root,
+    domain: Domain,
+    value: float,
+    slopes: Mapping[int, np.ndarray] | None = None,
+    multipliers: Sequence[float] = (),
+) -> Leaf:
     clause = search.prop.clauses[domain.clause]
     weights = np.zeros(len(clause.d))
     chosen = root.weights[domain.clause].nonzero().flatten().tolist()
     for i in chosen:  # rows past the clause's own are copies of its last
         weights[min(i, len(weights) - 1)] += float(root.weights[domain.clause][i])
-    slopes = {i: t[0].double().numpy() for i, t in domain.parameters.items()}
     return Leaf(
         domain.clause,
         clause.lower,
@@ -238,150 +240,93 @@ def _leaf(search: Search, root: Root, domain: Domain, value: float) -> Leaf:
         weights,
         value,
         domain.splits,
-        slopes,
-        tuple(domain.multipliers),
+        slopes or {},
+        tuple(multipliers),
     )
 
 
-def _solve(
-    search: Search, root: Root, domains: list[Domain], steps: int
-) -> Counterexample | list[Domain]:
-    """Bounds domains; returns those still open, best choices inside, or a counterexample."""
-    graph, start = search.single, len(search.graph.nodes) - 1
-    batch = batch_of(search, root, domains, low=True)
-    choices = choices_of(search, domains, batch)
-    region = Shifted(batch.region, batch.D, batch.d)
-    scale = 1e-5
-    choices, value = optimise(
-        graph, start, batch.A, batch.state, region, choices, batch.cuts, steps, target=scale
-    )
-    search.domains += len(domains)
-    for i, domain in enumerate(domains):
-        domain.parameters = {j: t[:, i, 0].clone() for j, t in choices.parameters.items()}
-        domain.multipliers = [
-            float(choices.multipliers[node][i, place]) for node, place in batch.places[i]
-        ]
-        domain.value = float(value[i, 0])
-    seems = [d for d in domains if d.value > 0]
-    proven = _evaluate(search, root, seems) if seems else []
-    kept = [d for d in domains if d.value <= 0] + [
-        d for d, v in zip(seems, proven, strict=True) if v <= 0
-    ]
-    if search.keep_leaves:
-        search.leaves += [
-            _leaf(search, root, d, v) for d, v in zip(seems, proven, strict=True) if v > 0
-        ]
-    return _look(search, batch, choices, domains) or kept
+def _solve(tree: Tree, domains: list[Domain], steps: int) -> Counterexample | list[Domain]:
+    """Bounds domains; returns those still open, best choices inside, or a counterexample.
+
+    Domains not reached in time stay open.
+    """
+    left, size = [], tree.bounder.size
+    for i in range(0, len(domains), size):
+        if tree.search.is_over():
+            return left + domains[i:]
+        part = domains[i : i + size]
+        tree.bounder.solve(part, steps)
+        tree.search.domains += len(part)
+        found = _look(tree, part)
+        if found is not None:
+            return found
+        seems = [d for d in part if d.value > 0]
+        proven = set(map(id, _prove(tree, seems))) if seems else set()
+        left += [d for d in part if id(d) not in proven]
+    return left
 
 
-@torch.no_grad()
-def _evaluate(search: Search, root: Root, domains: list[Domain]) -> list[float]:
-    """Bounds in float64 with rounding errors, at the choices that the search ended with."""
-    batch = batch_of(search, root, domains, low=False)
-    bound = _pull(search, batch, domains)
-    value = Shifted(batch.region, batch.D, batch.d).minimum(bound.A) + bound.constant
-    return value.flatten().tolist()
+def _prove(tree: Tree, domains: list[Domain]) -> list[Domain]:
+    """Those whose bounds are positive in float64, with rounding errors."""
+    with torch.no_grad():
+        batch, bound = _exact(tree, domains)
+        shifted = Shifted(batch.region, batch.D, batch.d)
+        values = (shifted.minimum(bound.A) + bound.constant).flatten().tolist()
+    proven = [(d, v) for d, v in zip(domains, values, strict=True) if v > 0]
+    if tree.search.keep_leaves:
+        for domain, value in proven:
+            slopes = {i: t[:, 0, 0].numpy() for i, t in tree.bounder.parameters([domain]).items()}
+            multipliers = tree.bounder.multipliers(domain)
+            leaf = _leaf(tree.search, tree.root, domain, value, slopes, multipliers)
+            tree.search.leaves.append(leaf)
+    return [d for d, _ in proven]
 
 
-def _pull(search: Search, batch: Batch, domains: list[Domain]) -> LinearBound:
-    """The linear bounds in float64 at the domains' choices."""
-    parameters = {
-        i: torch.stack([d.parameters[i] for d in domains], 1).unsqueeze(2).double()
-        for i in domains[0].parameters
-    }
-    multipliers = {node: torch.zeros_like(cut.point) for node, cut in batch.cuts.items()}
-    for i, domain in enumerate(domains):
-        for value, (node, place) in zip(domain.multipliers, batch.places[i], strict=True):
-            multipliers[node][i, place] = value
-    return pull_back(
-        search.graph,
-        len(search.graph.nodes) - 1,
+def _exact(tree: Tree, domains: list[Domain]) -> tuple[Batch, LinearBound]:
+    """The linear bounds in float64, with rounding errors, at the choices of the search."""
+    batch = batch_of(tree.search, tree.root, domains, low=False)
+    bound = pull_back(
+        tree.search.graph,
+        len(tree.search.graph.nodes) - 1,
         batch.A,
         batch.state,
-        parameters=parameters,
+        parameters=tree.bounder.parameters(domains),
         cuts=batch.cuts,
-        multipliers=multipliers,
+        multipliers=spread(batch, [tree.bounder.multipliers(d) for d in domains]),
     )
+    return batch, bound
 
 
-def _look(
-    search: Search, batch: Batch, choices: Choices, domains: list[Domain]
-) -> Counterexample | None:
-    """Descends from the corners that minimise the domains' bounds."""
+def _look(tree: Tree, domains: list[Domain]) -> Counterexample | None:
+    """Descends from the corners that minimise the worst bounds."""
+    search = tree.search
     if not search.look:
         return None
-    with torch.no_grad():
-        bound = pull_back(
-            search.single,
-            len(search.graph.nodes) - 1,
-            batch.A,
-            batch.state,
-            parameters=choices.parameters,
-            cuts=batch.cuts,
-            multipliers=choices.multipliers,
-            rounding=False,
-        )
-        x = Shifted(batch.region, batch.D, batch.d).argmin(bound.A)[:, 0].flatten(1)
-    worst = sorted(range(len(domains)), key=lambda i: domains[i].value)[:8]
-    clause = torch.tensor([domains[i].clause for i in worst])
+    worst = sorted(domains, key=_value)[:LOOKS]
+    clause = torch.tensor([d.clause for d in worst])
+    x = tree.bounder.corners(worst)
     low, high = search.rows32.lower[clause], search.rows32.upper[clause]
-    x, _ = descend(search.single, search.rows32, clause, x[worst], low, high, 5)
+    x, _ = descend(search.single, search.rows32, clause, x, low, high, 5)
     return search.check(clause, x)
 
 
 @torch.no_grad()
-def _cut(search: Search, root: Root, domains: list[Domain]) -> tuple[list[Domain], bool]:
+def _cut(tree: Tree, domains: list[Domain]) -> tuple[list[Domain], bool]:
     """Both halves of every domain at its best candidate; the flag tells of domains without any."""
-    batch = batch_of(search, root, domains, low=True)
-    options = candidates(search, domains, batch)
+    if not domains:
+        return [], False
+    options = tree.bounder.candidates(domains)
     stuck = any(not o for o in options)
-    trials, owners = [], []
-    for i, (domain, splits) in enumerate(zip(domains, options, strict=True)):
-        for split in splits:
-            for above in (True, False):
-                half = replace(split, above=above)
-                trials.append(
-                    Domain(
-                        domain.clause,
-                        (*domain.splits, half),
-                        domain.parameters,
-                        domain.anchor,
-                        [*domain.multipliers, 0.0],
-                    )
-                )
-            owners.append(i)
-    if not trials:
+    if not any(options):
         return [], stuck
-    values = torch.cat(
-        [
-            _trial(search, root, trials[i : i + 4 * len(domains)])
-            for i in range(0, len(trials), 4 * len(domains))
-        ]
-    ).reshape(-1, 2)
     # Progress that already proves a half counts no more than the proof.
-    worse, better = values.clamp(max=0.0).amin(1), values.clamp(max=0.0).amax(1)
-    score = worse + 0.1 * better
-    children = []
-    for i in range(len(domains)):
-        mine = [j for j, owner in enumerate(owners) if owner == i]
-        if mine:
-            best = max(mine, key=lambda j: float(score[j]))
-            children += trials[2 * best : 2 * best + 2]
+    values = tree.bounder.trial(domains, options).clamp(max=0.0)
+    score = (values.amin(1) + 0.1 * values.amax(1)).tolist()
+    children, first = [], 0
+    for domain, splits in zip(domains, options, strict=True):
+        if splits:
+            best = max(range(len(splits)), key=lambda j: score[first + j])
+            for above in (True, False):
+                children.append(tree.bounder.half(domain, replace(splits[best], above=above)))
+        first += len(splits)
     return children, stuck
-
-
-def _trial(search: Search, root: Root, trials: list[Domain]) -> Tensor:
-    """Bounds ``(n,)`` at the parents' choices."""
-    batch = batch_of(search, root, trials, low=True)
-    choices = choices_of(search, trials, batch)
-    bound = pull_back(
-        search.single,
-        len(search.graph.nodes) - 1,
-        batch.A,
-        batch.state,
-        parameters=choices.parameters,
-        cuts=batch.cuts,
-        multipliers=choices.multipliers,
-        rounding=False,
-    )
-    return (Shifted(batch.region, batch.D, batch.d).minimum(bound.A) + bound.constant).flatten()

@@ -4,22 +4,57 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import final
+from dataclasses import dataclass
+from typing import Any, Protocol, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.graphs.operator import Activation, Box
+from holdfast.graphs.operator import Box
 from holdfast.graphs.window import Window
-from holdfast.verifiers.alpha_crown import Choices, default_choices
-from holdfast.verifiers.crown import Cuts, State, pull_back
+from holdfast.verifiers.crown import Cuts, State
 from holdfast.verifiers.problem import Split
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
 
-CANDIDATES = 6
+CANDIDATES = 4
+"""Neurons tried at each domain."""
+
+
+class Bounder(Protocol):
+    """Bounds domains in float32 and says where to split them."""
+
+    size: int
+    """Domains that are best handled together."""
+
+    def solve(self, domains: Sequence[Domain], steps: int) -> None:
+        """Optimise choices and set them with the values."""
+        ...
+
+    def trial(self, domains: Sequence[Domain], options: list[list[Split]]) -> Tensor:
+        """Values ``(all options, 2)`` of both halves at the domains' choices, above first."""
+        ...
+
+    def candidates(self, domains: Sequence[Domain]) -> list[list[Split]]:
+        """The most promising splits of each domain."""
+        ...
+
+    def half(self, domain: Domain, split: Split) -> Domain:
+        """The part of a domain on one side, with its choices to begin from."""
+        ...
+
+    def corners(self, domains: Sequence[Domain]) -> Tensor:
+        """Inputs ``(n, p)`` that attain the domains' bounds."""
+        ...
+
+    def parameters(self, domains: Sequence[Domain]) -> dict[int, Tensor]:
+        """Choices by node in float64, ``(q, n, 1, *shape)``."""
+        ...
+
+    def multipliers(self, domain: Domain) -> list[float]:
+        """One for each split."""
+        ...
 
 
 @final
@@ -30,17 +65,15 @@ class Domain:
     Attributes:
         clause: Position in the property.
         splits: Cuts so far.
-        parameters: Choices by activation, ``(q, *shape)`` in float32.
         anchor: Bounds that hold on it.
-        multipliers: One per cut.
+        choices: Slopes and multipliers in the form of whoever bounds it; None for the defaults.
         value: Lower bound, in float32.
     """
 
     clause: int
     splits: tuple[Split, ...]
-    parameters: dict[int, Tensor]
     anchor: Anchor
-    multipliers: list[float] = field(default_factory=list)
+    choices: Any = None
     value: float = -np.inf
 
     @property
@@ -50,7 +83,7 @@ class Domain:
 
 
 @final
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class Anchor:
     """Bounds shared by a domain and those split from it.
 
@@ -225,74 +258,3 @@ def _clip(box: Box, cut: Cuts) -> Box:
     return Box(
         torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape)
     )
-
-
-def choices_of(search: Search, domains: Sequence[Domain], batch: Batch) -> Choices:
-    """The domains' own choices where they have some, else the defaults."""
-    start = len(search.graph.nodes) - 1
-    choices = default_choices(search.single, batch.state, start)
-    parameters = {
-        i: torch.stack(
-            [d.parameters[i] if i in d.parameters else t[:, j, 0] for j, d in enumerate(domains)], 1
-        ).unsqueeze(2)
-        for i, t in choices.parameters.items()
-    }
-    multipliers = {node: torch.zeros_like(cut.point) for node, cut in batch.cuts.items()}
-    for i, domain in enumerate(domains):
-        for value, (node, place) in zip(domain.multipliers, batch.places[i], strict=False):
-            multipliers[node][i, place] = value
-    return Choices(parameters, multipliers)
-
-
-def candidates(search: Search, domains: list[Domain], batch: Batch) -> list[list[Split]]:
-    """Cuts with the largest loss of relaxation, weighted by the coefficient after it."""
-    graph, n = search.single, len(domains)
-    nodes = [k for k in graph.nodes if isinstance(k.op, Activation) and k.op.can_split]
-    choices = choices_of(search, domains, batch)
-    bound = pull_back(
-        graph,
-        len(graph.nodes) - 1,
-        batch.A,
-        batch.state,
-        parameters=choices.parameters,
-        cuts=batch.cuts,
-        multipliers=choices.multipliers,
-        watch=frozenset(k.index for k in nodes),
-        rounding=False,
-    )
-    scores, points = [], []
-    for node in nodes:
-        box = batch.state.boxes[node.inputs[0]]
-        assert isinstance(node.op, Activation)
-        point = node.op.branch_point(box)
-        A = bound.watched.get(node.index)
-        gap = _loss(node.op, box, point, A) if A is not None else torch.zeros_like(point)
-        scores.append(torch.where(node.op.is_loose(box), gap, -1.0).flatten(1))
-        points.append(point.flatten(1))
-    score, point = torch.cat(scores, 1), torch.cat(points, 1)
-    sources = np.concatenate(
-        [np.stack([np.full(k.size, k.inputs[0]), np.arange(k.size)], 1) for k in nodes]
-    )
-    top = score.topk(min(CANDIDATES, score.shape[1]), 1)
-    return [
-        [
-            Split(int(sources[j, 0]), int(sources[j, 1]), float(point[i, j]), True)
-            for j, v in zip(top.indices[i].tolist(), top.values[i].tolist(), strict=True)
-            if v >= 0
-        ]
-        for i in range(n)
-    ]
-
-
-def _loss(op: Activation, box: Box, point: Tensor, A: Tensor) -> Tensor:
-    """``|A|`` times the distance of the line in use from the function at the cut."""
-    lines = op.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), None)
-    at = point.unsqueeze(1)
-    truth = op.run(point).unsqueeze(1)
-    above = lines.upper_slope * at - truth
-    if lines.upper_intercept is not None:
-        above = above + lines.upper_intercept
-    below = truth - lines.lower_slope * at
-    if lines.lower_intercept is not None:
-        below = below - lines.lower_intercept
-    return (A.relu() * below + (-A).relu() * above).squeeze(1)

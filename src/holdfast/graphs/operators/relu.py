@@ -18,6 +18,7 @@ class ReLU(Activation):
     """``max(z, 0)``; its parameter is the slope of the lower line of unstable neurons."""
 
     n_parameters: ClassVar[int] = 1
+    is_rectifier: ClassVar[bool] = True
     rounds: ClassVar[bool] = False
 
     def run(self, *xs: Tensor) -> Tensor:

@@ -1,0 +1,292 @@
+"""The undecided part of a rectifier network as dense matrices, and beta-CROWN on it.
+
+Over an input box most rectifiers are linear. Everything between the others is one affine map, so
+their inputs are ``z_k = b_k + W_k [x, relu(z_1), ..., relu(z_{k-1})]`` with the undecided neurons
+only. A pass over many domains is then one matrix product per layer. Gradients need no
+recording: with ``x*`` the corner that attains the bound, pushing ``x*`` forward through the chosen
+lines gives the derivative for every slope and multiplier (the dual's supergradient).
+All of it is search in float32; a domain is closed by bounds of the network itself in float64.
+"""
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from holdfast.graphs.graph import Graph
+from holdfast.graphs.operator import Activation
+from holdfast.verifiers.crown import State
+
+# Elements of all matrices together; larger networks are searched as graphs.
+MOST_ELEMENTS = 1 << 27
+RATE = 0.1
+DECAY = 0.98
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """Undecided neurons of one rectifier node.
+
+    Attributes:
+        node: The rectifier.
+        source: The node that it reads.
+        neurons: Flat positions ``(u,)``.
+        W: Coefficients of the inputs and of all earlier undecided neurons ``(u, p + earlier)``.
+        b: Constants ``(u,)``.
+    """
+
+    node: int
+    source: int
+    neurons: Tensor
+    W: Tensor
+    b: Tensor
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A network over a box, in float32.
+
+    Attributes:
+        layers: In order of the graph.
+        rows: Coefficients of the property's rows, one per clause ``(c, p + all undecided)``.
+        constants: Their constants ``(c,)``.
+        middle: Middle of the box ``(p,)``.
+        radius: Half of its widths ``(p,)``.
+    """
+
+    layers: tuple[Layer, ...]
+    rows: Tensor
+    constants: Tensor
+    middle: Tensor
+    radius: Tensor
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of network inputs."""
+        return len(self.middle)
+
+    def spans(self) -> list[tuple[int, int]]:
+        """First and last undecided neuron of every layer in the order of all."""
+        ends = torch.tensor([0, *(len(k.b) for k in self.layers)]).cumsum(0).tolist()
+        return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """Relaxations of domains ``(n, u)``: the chord above, and which neurons have a free slope."""
+
+    slope: Tensor
+    intercept: Tensor
+    loose: Tensor
+    active: Tensor
+    sign: Tensor
+
+    @classmethod
+    def of(cls, lower: Tensor, upper: Tensor, sign: Tensor) -> Lines:
+        """For bounds and splits: ``sign`` 1 where ``z >= 0``, -1 where ``z <= 0``, else 0."""
+        lower = torch.where(sign > 0, lower.clamp(min=0), lower)
+        upper = torch.where(sign < 0, upper.clamp(max=0), upper)
+        loose = (lower < 0) & (upper > 0)
+        active = ((lower >= 0) & (sign >= 0)).to(lower.dtype)
+        slope = torch.where(loose, upper / (upper - lower), active)
+        intercept = torch.where(loose, -lower * slope, 0.0)
+        return cls(slope, intercept, loose.to(lower.dtype), active, sign)
+
+    def at(self, index: Tensor) -> Lines:
+        """The domains at ``index``."""
+        parts = (self.slope, self.intercept, self.loose, self.active, self.sign)
+        return Lines(*(t[index] for t in parts))
+
+
+def condense(
+    graph: Graph, state: State, A: Tensor, D: Tensor | None, d: Tensor, box: tuple[Tensor, Tensor]
+) -> Dense | None:
+    """The dense form over a box, or None where the network has none or it would be too large.
+
+    Args:
+        graph: The network in float32.
+        state: Boxes of one sample.
+        A: Rows over the outputs ``(c, m)``.
+        D: Their coefficients of the inputs ``(c, p)`` or None.
+        d: Their constants ``(c,)``.
+        box: Least and greatest inputs ``(p,)``.
+    """
+    masks = _masks(graph, state)
+    if masks is None:
+        return None
+    undecided = sum(int(m.sum()) for m in masks.values())
+    if (undecided + len(A)) * (graph.nodes[0].size + undecided) > MOST_ELEMENTS:
+        return None
+    layers, known = [], []
+    for node, mask in masks.items():
+        source = graph.nodes[node].inputs[0]
+        neurons = mask.nonzero().squeeze(1)
+        unit = torch.zeros(len(neurons), len(mask)).scatter(1, neurons.unsqueeze(1), 1.0)
+        W, b = _affine(graph, source, unit, state, masks, known)
+        layers.append(Layer(node, source, neurons, W, b))
+        known.append(node)
+    rows, constants = _affine(graph, len(graph.nodes) - 1, A, state, masks, known)
+    if D is not None:
+        rows[:, : D.shape[1]] += D
+    middle, radius = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
+    return Dense(tuple(layers), rows, constants + d, middle, radius)
+
+
+def _masks(graph: Graph, state: State) -> dict[int, Tensor] | None:
+    """Undecided neurons by rectifier; None where anything else is not affine."""
+    masks: dict[int, Tensor] = {}
+    sources = set()
+    for node in graph.nodes[1:]:
+        if node.op.is_affine:
+            continue
+        rectifier = isinstance(node.op, Activation) and node.op.is_rectifier
+        if not rectifier or node.inputs[0] in sources:
+            return None
+        sources.add(node.inputs[0])
+        masks[node.index] = node.op.is_loose(state.boxes[node.inputs[0]]).flatten()
+    return masks
+
+
+def _affine(
+    graph: Graph,
+    start: int,
+    A: Tensor,
+    state: State,
+    masks: dict[int, Tensor],
+    known: list[int],
+) -> tuple[Tensor, Tensor]:
+    """Rows ``A (r, size)`` of a node in terms of inputs and undecided neurons."""
+    pending = {start: A.reshape(1, len(A), *graph.nodes[start].shape)}
+    constant, found = A.new_zeros(len(A)), {}
+    for node in reversed(graph.nodes[: start + 1]):
+        if node.index not in pending:
+            continue
+        rows = pending.pop(node.index)
+        if node.index == 0:
+            found[0] = rows.reshape(len(A), -1)
+            break
+        if node.index in masks:
+            mask = masks[node.index]
+            flat = rows.flatten(2)
+            found[node.index] = flat[0][:, mask]
+            rows = flat.masked_fill(mask, 0.0).reshape(rows.shape)
+        pulled = node.op.pull(rows, [state.boxes[i] for i in node.inputs])
+        if pulled.constant is not None:
+            constant = constant + pulled.constant[0]
+        for i, part in zip(node.inputs, pulled.coefficients, strict=True):
+            pending[i] = pending[i] + part if i in pending else part
+    zeros = {i: int(masks[i].sum()) if i else graph.nodes[0].size for i in (0, *known)}
+    blocks = [found.get(i, A.new_zeros(len(A), size)) for i, size in zeros.items()]
+    return torch.cat(blocks, 1).contiguous(), constant
+
+
+def backward(
+    net: Dense, rows: Tensor, lines: Lines, alpha: Tensor, beta: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Bounds ``(n,)`` of the rows ``(n,)`` of each domain and the coefficients on the way.
+
+    The coefficients ``(n, p + u)`` are those of the inputs and of every rectifier's output.
+    """
+    A, value = net.rows[rows], net.constants[rows]
+    low = torch.where(lines.loose > 0, alpha, lines.active)
+    p = net.n_inputs
+    for layer, (i, j) in zip(reversed(net.layers), reversed(net.spans()), strict=True):
+        a = A[:, p + i : p + j]
+        positive = a.relu()
+        v = a * lines.slope[:, i:j] + positive * (low - lines.slope)[:, i:j]
+        v -= (lines.sign * beta)[:, i:j]
+        value = value + ((a - positive) * lines.intercept[:, i:j]).sum(1) + v @ layer.b
+        A[:, : p + i].addmm_(v, layer.W)
+    inputs = A[:, :p]
+    return value + inputs @ net.middle - inputs.abs() @ net.radius, A
+
+
+def forward(net: Dense, A: Tensor, lines: Lines, alpha: Tensor) -> Tensor:
+    """Inputs ``z (n, u)`` of all undecided neurons at the corner that attains the bound."""
+    p, n = net.n_inputs, len(A)
+    low = torch.where(lines.loose > 0, alpha, lines.active)
+    values = A.new_empty(n, A.shape[1])
+    values[:, :p] = net.middle - A[:, :p].sign() * net.radius
+    z = A.new_empty(n, A.shape[1] - p)
+    for layer, (i, j) in zip(net.layers, net.spans(), strict=True):
+        inner = torch.addmm(layer.b, values[:, : p + i], layer.W.T)
+        chord = inner * lines.slope[:, i:j] + lines.intercept[:, i:j]
+        values[:, p + i : p + j] = torch.where(A[:, p + i : p + j] > 0, inner * low[:, i:j], chord)
+        z[:, i:j] = inner
+    return z
+
+
+def ascend(
+    net: Dense,
+    rows: Tensor,
+    lines: Lines,
+    alpha: Tensor,
+    beta: Tensor,
+    steps: int,
+    target: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Raises bounds by projected Adam on slopes and multipliers.
+
+    Args:
+        net: The network.
+        rows: Clause of each domain ``(n,)``.
+        lines: Relaxations.
+        alpha: Slopes to begin with ``(n, u)``.
+        beta: Multipliers to begin with.
+        steps: Gradient steps.
+        target: Domains above it are not pushed further.
+
+    Returns:
+        The best slopes, multipliers and bounds ``(n,)``.
+    """
+    out = alpha.clone(), beta.clone(), torch.full((len(rows),), -torch.inf)
+    index = torch.arange(len(rows))
+    x, scale, first, second = torch.cat([alpha, beta], 1), None, None, None
+    u = alpha.shape[1]
+    for step in range(steps + 1):
+        alpha, beta = x[:, :u], x[:, u:]
+        value, A = backward(net, rows, lines, alpha, beta)
+        better = value > out[2][index]
+        at = index[better]
+        out[0][at], out[1][at], out[2][at] = alpha[better], beta[better], value[better]
+        if step == steps:
+            break
+        left = value <= target
+        if not bool(left.any()):
+            break
+        if step % 4 == 3 and int(left.sum()) < 0.75 * len(left):
+            index, rows, lines, x, A = index[left], rows[left], lines.at(left), x[left], A[left]
+            assert first is not None
+            assert second is not None
+            assert scale is not None
+            first, second, scale = first[left], second[left], scale[left]
+            alpha = x[:, :u]
+        z = forward(net, A, lines, alpha)
+        gradient = torch.cat([A[:, net.n_inputs :].relu() * z * lines.loose, -lines.sign * z], 1)
+        if first is None or second is None or scale is None:
+            first, second = torch.zeros_like(x), torch.zeros_like(x)
+            scale = _scale(net, A)
+        first.mul_(0.9).add_(gradient, alpha=0.1)
+        second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        root = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-12)
+        size = RATE * DECAY**step / (1 - 0.9 ** (step + 1))
+        x = x + size * scale * first / root
+        x = torch.cat([x[:, :u].clamp_(0.0, 1.0), x[:, u:].clamp_(min=0.0)], 1)
+    return out
+
+
+def _scale(net: Dense, A: Tensor) -> Tensor:
+    """Step sizes ``(n, 2 u)``: one for slopes, the layer's mean coefficient for multipliers."""
+    a = A[:, net.n_inputs :].abs()
+    parts = []
+    for i, j in net.spans():
+        mean = a[:, i:j].mean(1, keepdim=True) if j > i else a[:, i:j]
+        parts.append(mean.expand(-1, j - i))
+    return torch.cat([torch.ones_like(a), *parts], 1)
