@@ -53,7 +53,8 @@ class Mixed(Recipe):
     @property
     def passes(self) -> float:
         """The inner attack, and two forward and backward passes for the weights."""
-        return 4 + 2 * (self.attack.max_queries - 1)
+        crafting = 0 if self.clean == 1 else 2 * (self.attack.max_queries - 1)
+        return crafting + (2 if self.clean in (0, 1) else 4)
 
     def craft(self, step: Step, batch: Batch) -> Batch:
         """Generate."""
