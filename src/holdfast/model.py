@@ -102,6 +102,7 @@ class Model:
         self.tuning = Tuning()
         self.draws = 1
         self.takes_arrays = False
+        self.has_gradients = True
         self.max_rows: int | None = None
         self.passes = Passes()
         self.checked: dict[tuple[int, ...], tuple[Any, ...]] = {}

@@ -126,6 +126,8 @@ class Plan(BaseModel):
     quantise: Literal["8bit"] | None = None
     verify: Literal["off", "fast", "standard", "thorough"] = "off"
     """Proofs beside the attacks: by bounds, by optimised bounds, by branch and bound."""
+    trust: Literal["act", "look", "off"] = "act"
+    """Look whether attacks were misled, and act on it; look only; or neither."""
     curve_steps: int = Field(default=6, ge=0, le=30)
     """Bisection steps per broken sample for the accuracy-against-eps curve; 0: none."""
     batch_size: int | None = Field(default=None, ge=1)

@@ -19,6 +19,7 @@ from holdfast.errors import PlanError, ThreatError
 
 if TYPE_CHECKING:
     from holdfast.attacks.base import Attack
+    from holdfast.trust.base import Check
     from holdfast.defenses.base import Recipe
 
 
@@ -55,6 +56,12 @@ def _with_cards(package: str) -> dict[str, type[Any]]:
                 found.append(value)
     found += _plugins(package)
     return {kind.card.name: kind for kind in found}
+
+
+@cache
+def checks() -> dict[str, type[Check]]:
+    """Every check by name: those of :mod:`holdfast.trust`, then those of plug-ins."""
+    return _with_cards("holdfast.trust")
 
 
 @cache

@@ -26,6 +26,7 @@ from holdfast.threat import Threat
 
 if TYPE_CHECKING:
     from holdfast.engine.run import Context
+    from holdfast.engine.workers.crew import Crew
 
 
 class Attacking:
@@ -86,11 +87,7 @@ class Attacking:
         wants_more = ledger.goal != self.context.seen.y.numpy()  # else the goal is the label itself
         for sample in np.flatnonzero(ledger.is_correct & wants_more).tolist():
             self._wait(sample)
-        slots = Slots(
-            self.context.model,
-            self.context.slots,
-            Rules(quantise=self.context.plan.quantise is not None),
-        )
+        slots = self.context.slots_for(Rules(quantise=self.context.plan.quantise is not None))
         while self._queue or not slots.is_empty:
             if self.context.is_over_time:
                 self.n_unfinished = sum(self._active)
@@ -98,10 +95,11 @@ class Attacking:
             self._refill(slots)
             ended = slots.tick()
             self._record(ended)
+            yield from self.context.notices()
             yield from self._say()
         yield from self._say(is_end=True)
 
-    def _refill(self, slots: Slots) -> None:
+    def _refill(self, slots: Slots | Crew) -> None:
         free = slots.free
         taken: list[tuple[int, int, int]] = []
         while self._queue and len(taken) < free:
@@ -111,7 +109,9 @@ class Attacking:
             group = [(job, sample) for s, job, sample in taken if s == step]
             self._start(slots, self.steps[step], step, group)
 
-    def _start(self, slots: Slots, step: Step, number: int, group: list[tuple[int, int]]) -> None:
+    def _start(
+        self, slots: Slots | Crew, step: Step, number: int, group: list[tuple[int, int]]
+    ) -> None:
         """Start one job for each (job, sample) of ``group``, all of one step."""
         context = self.context
         samples = [sample for _, sample in group]

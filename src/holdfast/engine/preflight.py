@@ -15,6 +15,7 @@ from holdfast.errors import DataError, ModelError
 from holdfast.model import Model, RowBlock
 from holdfast.record import Finding
 from holdfast.threat import Access
+from holdfast.trust.softened import Softened
 
 N_CHECKED = 16
 EOT_DRAWS = 4  # passes averaged per gradient of a random model (Athalye et al., 2018)
@@ -50,7 +51,7 @@ def _check(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
     if not model.is_random:
         _check_rows_apart(model, x)
     if model.access is Access.GRADIENTS:
-        findings += _gradients(model, x, y)
+        findings += _gradients(model, x)
     if not model.is_random:
         findings += _row_block(model, x, y)
     return findings
@@ -120,9 +121,12 @@ def _check_rows_apart(model: Model, x: Tensor) -> None:
         )
 
 
-def _gradients(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
+def _gradients(model: Model, x: Tensor) -> list[Finding]:
     """Whether there are any gradients to follow."""
-    if model.takes_arrays or not _is_differentiable(model, x[:1]):
+    if not model.takes_arrays and _is_differentiable(model, x[:1]):
+        return []
+    model.has_gradients = False
+    if not _is_differentiable_at_all(model, x[:1]):
         model.access = Access.SCORES
         return [
             Finding(
@@ -133,30 +137,42 @@ def _gradients(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
                 "its forward): gradient attacks are far stronger.",
             )
         ]
-    gradients = _ask(model, x, y).gradients.flatten(1)
-    share = float((gradients.abs().amax(1) == 0).float().mean())
-    if share < 0.5:
-        return []
     return [
         Finding(
-            code="zero_gradients",
+            code="no_gradients",
             level="warning",
-            text=f"The gradient is exactly zero on {share:.0%} of the clean inputs checked. "
-            "Gradient attacks are blind there: the robust accuracy may be far too high. Trust the "
-            "score-based attack more, and look for rounding, sign or step functions in the model.",
+            text="No gradients flow through the model as it is. Gradient attacks ran all the same, "
+            "with smooth stand-ins for the steps that stop them.",
         )
     ]
 
 
+def _is_differentiable_at_all(model: Model, x: Tensor) -> bool:
+    """Whether there are gradients with smooth stand-ins for the steps that stop them."""
+    if model.takes_arrays:
+        return False
+    with Softened():
+        try:
+            return _is_differentiable(model, x)
+        except Exception:
+            return False  # the model cannot run with other gradients than its own
+
+
 def _is_differentiable(model: Model, x: Tensor) -> bool:
     with torch.enable_grad():
-        out = model.raw(x.detach().clone().requires_grad_(True))
-    return out.requires_grad
+        x = x.detach().clone().requires_grad_(True)
+        out = model.raw(x)
+        if not out.requires_grad:
+            return False
+        try:
+            return torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
+        except RuntimeError:  # an operator without a derivative
+            return False
 
 
 def _ask(model: Model, x: Tensor, y: Tensor) -> Answer:
     objective = None
-    if model.access is Access.GRADIENTS:
+    if model.access is Access.GRADIENTS and model.has_gradients:
         objective = Objective(cross_entropy, (y, torch.full_like(y, -1)))
     return model.answer([Query(x, objective)])[0]
 

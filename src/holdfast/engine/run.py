@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from holdfast.data import Data
-from holdfast.engine.attacking import Attacking
 from holdfast.engine.cascade import fitting, goals
 from holdfast.engine.curve import pending, radii
 from holdfast.engine.examples import most_easily_broken, write_examples
@@ -38,6 +37,7 @@ from holdfast.model import Model
 from holdfast.plan import Plan
 from holdfast.record import AnyRecord, Clean, Failure, Finding, Header, Radius, Session
 from holdfast.threat import AllowedSet, Threat, parse_threat
+from holdfast.trust import examination
 
 _EVENT_SECONDS = 0.2
 
@@ -323,10 +323,9 @@ def _threat(context: Context, threat: Threat) -> Generator[Event, None, bool]:
     yield from _tell(context, left_out)
     if plan.verify != "off":
         yield from prove(context, threat, "fast")
-    attacking = Attacking(context, threat, steps)
-    yield from attacking.run()
-    if attacking.n_unfinished:
-        yield Stopped("budget", attacking.n_unfinished)
+    steps, n_unfinished = yield from examination.attack(context, threat, steps)
+    if n_unfinished:
+        yield Stopped("budget", n_unfinished)
     elif plan.verify in ("standard", "thorough"):
         yield from prove(context, threat, plan.verify)
     check_sound(context, threat)
@@ -334,9 +333,9 @@ def _threat(context: Context, threat: Threat) -> Generator[Event, None, bool]:
     is_correct = context.ledger.is_correct
     yield from _curve(context, threat)
     _examples(context, threat)
-    if not attacking.n_unfinished:
+    if not n_unfinished:
         yield from _tell(context, list(suspicions(text, steps, standing, is_correct)))
-    return attacking.n_unfinished > 0
+    return n_unfinished > 0
 
 
 def _curve(context: Context, threat: Threat) -> Iterator[Event]:
