@@ -29,8 +29,10 @@ from holdfast.engine.preflight import N_CHECKED, preflight
 from holdfast.engine.proving import check_sound, prove
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import Scan, chunks, inside, scan
+from holdfast.engine.slots import Rules, Slots
 from holdfast.engine.suspicion import suspicions
 from holdfast.engine.tuning import settled
+from holdfast.engine.workers.crew import Crew
 from holdfast.errors import DataError, JournalError
 from holdfast.events import Event, Finished, Found, PhaseDone, Progress, Started, Stopped
 from holdfast.model import Model
@@ -54,6 +56,7 @@ class Context:
     ledger: Ledger
     began: float
     spoke: float = 0.0
+    crew: Crew | None = None
 
     @property
     def seconds(self) -> float:
@@ -70,6 +73,18 @@ class Context:
     def slots(self) -> int:
         """Jobs in flight."""
         return self.plan.batch_size or self.model.call_rows(self.data.shape)
+
+    def slots_for(self, rules: Rules) -> Slots | Crew:
+        """Empty slots, in this process or in the workers."""
+        if self.crew is None:
+            return Slots(self.model, self.slots, rules)
+        return self.crew.begin(self.slots, rules)
+
+    def notices(self) -> Iterator[Event]:
+        """What the workers had to say since the last call."""
+        if self.crew is not None and self.crew.notices:
+            found, self.crew.notices = self.crew.notices, []
+            yield from _tell(self, found)
 
     def append(self, records: Sequence[AnyRecord]) -> None:
         """Into the journal first, then into memory."""
@@ -171,6 +186,7 @@ def _sitting(
         check_same_run(earlier[0], new, context.journal.directory)
     outcome = "failed"
     try:
+        _hire(context)
         yield from _open(context, new, earlier, findings)
         yield from _clean(context)
         stopped = False
@@ -192,8 +208,18 @@ def _sitting(
         )
         raise
     finally:
+        if context.crew is not None:
+            context.crew.close()
         _close(context, outcome, start)
     yield Finished(str(context.journal.directory), context.seconds)
+
+
+def _hire(context: Context) -> None:
+    """The workers that the plan wants; they start with their first jobs."""
+    plan, n = context.plan, len(context.data)
+    if plan.workers > 1:
+        x, y = context.fetch(range(min(N_CHECKED, n)))
+        context.crew = Crew(context.model, x, y, plan.workers, plan.model, plan.seed)
 
 
 def _check(plan: Plan, model: Model, data: Data, seen: Scan) -> list[Finding]:
