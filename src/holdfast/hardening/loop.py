@@ -104,7 +104,7 @@ class Loop:
 
     def _round(self, progress: float, is_last: bool = False) -> Iterator[Event]:
         """Alarms first, then the validation; good weights become the ones to go back to."""
-        if is_last and self._is_validated:
+        if is_last and self.trainer.state.validated == self.trainer.state.index:
             yield from self._finish()
             return
         alarm = self._alarm()
@@ -132,13 +132,14 @@ class Loop:
         state.validated = state.index
         self._save()
 
-    @property
-    def _is_validated(self) -> bool:
-        """Whether these very weights were validated already, averaged and live ones alike."""
-        state = self.trainer.state
-        return state.validated == state.index and not self.trainer.average.is_on
-
     def _finish(self) -> Iterator[Event]:
+        """The end, where these weights were validated a moment ago: only the live ones are left."""
+        score = self._score() if self.trainer.average.is_on else None
+        best = self.trainer.state.best
+        if score is not None and best is not None and score.value > best.value:
+            self.trainer.state.history.append(score)
+            self._keep_best(score)
+            yield self._validated(1.0, score, True)
         self.trainer.state.is_done = True
         self._save()
         yield self._training(1.0)
