@@ -132,7 +132,7 @@ class Activation(Operator):
     is_diagonal = True
     can_split = True
     is_rectifier: ClassVar[bool] = False
-    """``max(z, 0)``: exact on either side of zero, its one parameter the slope of the lower line."""
+    """``max(z, 0)``, whose one parameter is the slope of the lower line."""
 
     @abstractmethod
     def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
@@ -153,18 +153,7 @@ class Activation(Operator):
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
         """Lower lines where the coefficient is positive, upper lines where it is negative."""
         box = boxes[0]
-        lines = self.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), parameters)
-        positive = A.relu()
-        # A+ s + A- t is A t + A+ (s - t): one pass over A less than with both parts at hand.
-        slope, other = lines.upper_slope, lines.lower_slope - lines.upper_slope
-        coefficients = torch.addcmul(A * slope, positive, other)
-        constant = None
-        if lines.lower_intercept is not None:
-            constant = dot(positive, lines.lower_intercept)
-        if lines.upper_intercept is not None:
-            term = dot(A, lines.upper_intercept) - dot(positive, lines.upper_intercept)
-            constant = term if constant is None else constant + term
-        return Pulled((coefficients,), constant)
+        return pull_lines(A, self.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), parameters))
 
     def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
         """Elementwise: each row is a sample of its own with the boxes of its window."""
@@ -187,6 +176,21 @@ class Activation(Operator):
             if intercept is not None:
                 total = total + intercept.squeeze(1).abs()
         return total
+
+
+def pull_lines(A: Tensor, lines: Lines) -> Pulled:
+    """``A . f(z)`` from lines of ``f``: lower ones where ``A > 0``, upper ones where ``A < 0``."""
+    positive = A.relu()
+    # A+ s + A- t is A t + A+ (s - t): one pass over A less than with both parts at hand.
+    slope, other = lines.upper_slope, lines.lower_slope - lines.upper_slope
+    coefficients = torch.addcmul(A * slope, positive, other)
+    constant = None
+    if lines.lower_intercept is not None:
+        constant = dot(positive, lines.lower_intercept)
+    if lines.upper_intercept is not None:
+        term = dot(A, lines.upper_intercept) - dot(positive, lines.upper_intercept)
+        constant = term if constant is None else constant + term
+    return Pulled((coefficients,), constant)
 
 
 def dot(A: Tensor, b: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ NARROWINGS = 4
 LEAST_GAIN = 0.9
 # Open domains from which on the nearest to a proof go first, so that they get fewer.
 POOL = 4096
+# Where no split raises the bound by this share, only new bounds can help: they are made earlier.
+BLIND = 0.01
 # Domains that get new bounds together, and those of a batch from which counterexamples are sought.
 RENEWED = 16
 LOOKS = 8
@@ -165,11 +167,11 @@ def _refresh(tree: Tree, domains: list[Domain]) -> list[Domain]:
         region = CutBox(region.lower, region.upper, h, g)
     state, empty = tighten(search.graph, batch.state, region)
     anchors = [
-        Anchor(one, len(d.splits), _lifetime(search.graph, one))
-        for one, d in ((state.rows(slice(i, i + 1)), d) for i, d in enumerate(domains))
+        Anchor(one, _lifetime(search.graph, one))
+        for one in (state.rows(slice(i, i + 1)) for i in range(len(domains)))
     ]
     return [
-        replace(d, anchor=a)
+        replace(d, anchor=a, age=0)
         for d, a, gone in zip(domains, anchors, empty.tolist(), strict=True)
         if not gone
     ]
@@ -212,7 +214,7 @@ def _root(search: Search, clauses: Tensor, state: State | None) -> tuple[Root, l
         int(c): torch.eye(d.shape[1], dtype=d.dtype)[b] for c, b in zip(clauses, best, strict=True)
     }
     lifetime = math.inf if search.keep_leaves else _lifetime(graph, state)
-    root = Root(region, Anchor(state, 0, lifetime), weights)
+    root = Root(region, Anchor(state, lifetime), weights)
     for c, v in zip(clauses.tolist(), value.tolist(), strict=True):
         if v > 0 and search.keep_leaves:
             search.leaves.append(_leaf(search, root, Domain(c, (), root.anchor), v))
@@ -321,12 +323,16 @@ def _cut(tree: Tree, domains: list[Domain]) -> tuple[list[Domain], bool]:
         return [], stuck
     # Progress that already proves a half counts no more than the proof.
     values = tree.bounder.trial(domains, options).clamp(max=0.0)
-    score = (values.amin(1) + 0.1 * values.amax(1)).tolist()
+    worse, score = values.amin(1).tolist(), (values.amin(1) + 0.1 * values.amax(1)).tolist()
     children, first = [], 0
     for domain, splits in zip(domains, options, strict=True):
         if splits:
             best = max(range(len(splits)), key=lambda j: score[first + j])
+            blind = worse[first + best] - domain.value < BLIND * abs(domain.value)
+            split = splits[0 if blind else best]
             for above in (True, False):
-                children.append(tree.bounder.half(domain, replace(splits[best], above=above)))
+                child = tree.bounder.half(domain, replace(split, above=above))
+                child.age = domain.age + (4 if blind else 1)
+                children.append(child)
         first += len(splits)
     return children, stuck

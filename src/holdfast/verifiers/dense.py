@@ -11,6 +11,7 @@ All of it is search in float32; a domain is closed by bounds of the network itse
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import final
 
@@ -74,7 +75,7 @@ class Dense:
     def spans(self) -> list[tuple[int, int]]:
         """First and last undecided neuron of every layer in the order of all."""
         ends = torch.tensor([0, *(len(k.b) for k in self.layers)]).cumsum(0).tolist()
-        return list(zip(ends[:-1], ends[1:], strict=True))
+        return list(itertools.pairwise(ends))
 
 
 @final

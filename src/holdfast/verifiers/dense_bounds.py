@@ -98,23 +98,37 @@ class DenseBounds:
 
     @torch.no_grad()
     def candidates(self, domains: Sequence[Domain]) -> list[list[Split]]:
-        """Neurons whose lines lose most at the kink, or at the ends of their range."""
+        """Neurons whose lines lose most: some of all layers, the best of each, and one more.
+
+        Optimised slopes may turn all that lies before a layer off. The last candidate is the one
+        that loses most with default slopes, which see through to the inputs.
+        """
         stack = self._stack(domains)
-        lines = stack.lines
-        _, A = backward(self.net, stack.rows, lines, stack.alpha, stack.beta)
-        a = A[:, self.net.n_inputs :]
-        ends = torch.minimum((1 - stack.alpha) * stack.upper, -stack.alpha * stack.lower)
-        score = (-a).relu() * lines.intercept + 0.5 * a.relu() * ends.relu()
-        score = torch.where(lines.loose > 0, score, -1.0)
-        top = score.topk(min(CANDIDATES, score.shape[1]), 1)
+        score = self._losses(stack, stack.alpha, stack.beta)
+        best = [score[:, i:j].argmax(1) + i for i, j in self.net.spans() if j > i]
+        most = score.topk(min(CANDIDATES, score.shape[1]), 1).indices
+        default = self._losses(stack, (stack.upper > -stack.lower).float(), 0 * stack.beta)
+        last = default.argmax(1, keepdim=True)
+        top = torch.cat([most, torch.stack(best, 1), last], 1)
+        values = score.gather(1, top)
         return [
-            [
-                Split(self.places[j][0], self.places[j][1], 0.0, True)
-                for j, v in zip(indices, values, strict=True)
-                if v >= 0
-            ]
-            for indices, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+            [Split(self.places[j][0], self.places[j][1], 0.0, True) for j in row]
+            for row in (
+                list(dict.fromkeys(j for j, v in zip(indices, scores, strict=True) if v >= 0))
+                for indices, scores in (
+                    (i[::-1], v[::-1]) for i, v in zip(top.tolist(), values.tolist(), strict=True)
+                )
+            )
         ]
+
+    def _losses(self, stack: Stack, alpha: Tensor, beta: Tensor) -> Tensor:
+        """Loss at the kink or at the ends of the range, ``(n, u)``; -1 where nothing is lost."""
+        lines = stack.lines
+        _, A = backward(self.net, stack.rows, lines, alpha, beta)
+        a = A[:, self.net.n_inputs :]
+        ends = torch.minimum((1 - alpha) * stack.upper, -alpha * stack.lower)
+        score = (-a).relu() * lines.intercept + 0.5 * a.relu() * ends.relu()
+        return torch.where(lines.loose > 0, score, -1.0)
 
     def half(self, domain: Domain, split: Split) -> Domain:
         """The parent's choices and the split's sign."""

@@ -68,6 +68,7 @@ class Domain:
         anchor: Bounds that hold on it.
         choices: Slopes and multipliers in the form of whoever bounds it; None for the defaults.
         value: Lower bound, in float32.
+        age: Splits since the anchor was made; those that gained nothing count more.
     """
 
     clause: int
@@ -75,11 +76,12 @@ class Domain:
     anchor: Anchor
     choices: Any = None
     value: float = -np.inf
+    age: int = 0
 
     @property
     def is_stale(self) -> bool:
-        """Whether its bounds were made so many splits ago that new ones are due."""
-        return len(self.splits) - self.anchor.depth >= self.anchor.lifetime
+        """Whether its bounds are so old that new ones are due."""
+        return self.age >= self.anchor.lifetime
 
 
 @final
@@ -89,12 +91,10 @@ class Anchor:
 
     Attributes:
         state: Boxes of one sample in float64.
-        depth: Number of splits when they were made.
-        lifetime: Number of further splits after which they should be made again.
+        lifetime: Age of domains from which on they should be made again.
     """
 
     state: State
-    depth: int
     lifetime: float
 
 
