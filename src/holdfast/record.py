@@ -83,6 +83,8 @@ class Suspicion(BaseModel):
 
     check: str
     """The check that found it, e.g. ``hard_steps``."""
+    is_cause: bool = False
+    """Whether it is what misleads attackers, rather than a sign that something does."""
     text: str
     """One clause in plain words that can follow "because"."""
     figures: dict[str, float] = {}
@@ -120,6 +122,8 @@ class Examined(_Record):
     """Samples that nothing had broken yet, on which they were made."""
     suspicions: tuple[Suspicion, ...] = ()
     added: tuple[Added, ...] = ()
+    after: int = -1
+    """The last stage of the plan that comes before the added ones."""
     through: dict[str, Any] = {}
     """Where the plan's own attacks get gradients from, in a model that gives none."""
     forward: int = 0
@@ -182,6 +186,17 @@ class Attempt(_Record):
     """Backward passes whose gradient was zero everywhere or not finite."""
 
 
+class Spared(_Record):
+    """A stage, or the rest of one, that a sample did not get: the cascade keeps it for others."""
+
+    kind: Literal["spared"] = "spared"
+    threat: str
+    sample: int
+    stage: int
+    jobs: int
+    """How many jobs of the stage it would have had."""
+
+
 class Proven(_Record):
     """A proof that no allowed change fools the model on this sample."""
 
@@ -226,7 +241,7 @@ class Session(_Record):
 
 
 AnyRecord = Annotated[
-    Header | Finding | Examined | Clean | Attempt | Proven | Radius | Failure | Session,
+    Header | Finding | Examined | Clean | Attempt | Spared | Proven | Radius | Failure | Session,
     Field(discriminator="kind"),
 ]
 RECORD: TypeAdapter[AnyRecord] = TypeAdapter(AnyRecord)

@@ -200,12 +200,13 @@ class Attacking:
     def _say(self, is_end: bool = False) -> Iterator[Event]:
         context = self.context
         while self._announced < len(self.steps) and not sum(self._active[: self._announced + 1]):
-            step = self.steps[self._announced]
+            over = self.steps[: self._announced + 1]
+            step = over[-1]
             passes = int(self.standing.forward.sum() + self.standing.backward.sum())
             yield PhaseDone(
                 self.text,
                 step.label,
-                context.ledger.robust_accuracy(self.text, step.stage),
+                context.ledger.robust_accuracy(self.text, [s.stage for s in over]),
                 context.ledger.clean_accuracy,
                 passes / context.ledger.n,
                 context.seconds,

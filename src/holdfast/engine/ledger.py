@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from holdfast.record import AnyRecord, Attempt, Clean, Examined, Outcome, Proven, Radius
+from holdfast.record import AnyRecord, Attempt, Clean, Examined, Outcome, Proven, Radius, Spared
 
 REUSED = -1
 """Stage of an attempt that took over another threat's adversarial input."""
@@ -19,7 +20,7 @@ class Standing:
     """Where every sample stands under one threat; arrays ``(n,)``.
 
     Attributes:
-        position: Jobs of the sample's walk through the cascade that are over.
+        position: Jobs of the sample's walk through the cascade that are over, or spared.
         broken_by: Stage that broke it; ``len(stages)`` or more where none did.
         is_stopped: Its budget ran out.
         is_verified: There is a proof that nothing breaks it.
@@ -120,6 +121,8 @@ class Ledger:
             self.goal[i] = record.target
         elif isinstance(record, Attempt):
             self.standing(record.threat).attempt(record)
+        elif isinstance(record, Spared):
+            self.standing(record.threat).position[record.sample] += record.jobs
         elif isinstance(record, Examined):
             self.standing(record.threat).looks.append(record)
         elif isinstance(record, Proven):
@@ -132,10 +135,12 @@ class Ledger:
         """None until every sample is known."""
         return float(self.is_correct.mean()) if self.is_known.all() else None
 
-    def robust_accuracy(self, threat: str, stage: int | None = None) -> float | None:
-        """Share of samples that nothing has broken; by the stages up to ``stage`` if given."""
+    def robust_accuracy(self, threat: str, stages: Sequence[int] | None = None) -> float | None:
+        """Share of samples that nothing has broken; none of these ``stages`` if given."""
         if not self.is_known.all():
             return None
-        broken_by = self.standing(threat).broken_by
-        limit = Standing.NOT_BROKEN - 1 if stage is None else stage
-        return float((self.is_correct & (broken_by > limit)).mean())
+        standing = self.standing(threat)
+        is_broken = standing.is_broken
+        if stages is not None:
+            is_broken = (standing.broken_by < 0) | np.isin(standing.broken_by, list(stages))
+        return float((self.is_correct & ~is_broken).mean())

@@ -139,6 +139,7 @@ def examined(context: Context, threat: Threat, done: Sequence[Step], number: int
         checks=tuple(check.card.name for check in made),
         n_probed=len(probe),
         suspicions=tuple(_suspicion(name, doubt) for name, doubt in found),
+        after=max(s.stage for s in done if s.stage < len(context.plan.resolved_stages)),
         added=stages(probe, picked, _next_stage(context, text), threat.norm),
         through=through,
         forward=passes.forward - before[0],
@@ -147,7 +148,13 @@ def examined(context: Context, threat: Threat, done: Sequence[Step], number: int
 
 
 def _suspicion(name: str, doubt: Doubt) -> Suspicion:
-    return Suspicion(check=name, text=doubt.text, figures=doubt.figures, stages=doubt.stages)
+    return Suspicion(
+        check=name,
+        is_cause=registry.checks()[name].card.is_cause,
+        text=doubt.text,
+        figures=doubt.figures,
+        stages=doubt.stages,
+    )
 
 
 def _picked(context: Context, probe: Probe, found: Sequence[tuple[str, Doubt]]) -> list[Candidate]:
