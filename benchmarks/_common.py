@@ -102,7 +102,7 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> Path:
     """Write ``benchmarks/results/<name>.json``: what was measured, where, and on which commit."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -110,12 +110,13 @@ def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]]) -> Pa
         "name": name,
         "command": f"python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
         "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": _git("rev-parse", "--short=12", "HEAD") or "unknown",
+        "commit": commit(),
         "changed_since_commit": bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py")),
         "machine": machine(),
         "versions": {"python": platform.python_version(), **versions(*PACKAGES)},
         "settings": settings,
         "rows": rows,
+        **more,
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(f"wrote {path.relative_to(ROOT)}")
@@ -144,6 +145,11 @@ def machine() -> dict[str, Any]:
         "system": platform.system(),
         "load": round(os.getloadavg()[0], 1),
     }
+
+
+def commit() -> str:
+    """The commit that is checked out."""
+    return _git("rev-parse", "--short=12", "HEAD") or "unknown"
 
 
 def _cpu() -> str:

@@ -1,7 +1,10 @@
 """Verdicts on the competition's benchmarks against the official ones: solved, wrong, CPU seconds.
 
     python benchmarks/verify_vnn.py acasxu rl_benchmarks --timeout 116
-    python benchmarks/verify_vnn.py mnist_fc --every 5 --no-attack
+    python benchmarks/verify_vnn.py mnist_fc --every 5 --no-attack --name without_attack
+
+Every verdict is written as it is found, with its commit; the same command goes on where it ended,
+and tries what stayed open again where it is given more time. ``--again`` forgets what was found.
 
 A verdict is wrong when it says ``unsat`` where a counterexample was replayed, or ``sat`` where
 tools agree on ``unsat``; a ``sat`` of ours counts only with its own replay through onnxruntime
@@ -12,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +26,14 @@ import numpy as np
 import onnxruntime
 import torch
 
-from _common import data_folder, write
+from _common import RESULTS, commit, data_folder, write
 from holdfast.certificates.exact import holds
 from holdfast.properties import parse_counterexample, read_vnnlib
-from holdfast.properties.instances import Outcome, read_instances, run_instances
+from holdfast.properties.instances import Instance, Outcome, read_instances, run_instances
 
 BENCHMARKS = ("acasxu", "rl_benchmarks", "verivital", "mnist_fc", "oval21")
+DECIDED = ("sat", "unsat")
+Row = dict[str, Any]
 
 
 def main() -> None:
@@ -36,69 +43,107 @@ def main() -> None:
         "--timeout", type=float, help="seconds an instance, at most the official limit"
     )
     parser.add_argument("--every", type=int, default=1, help="take each n-th instance only")
+    parser.add_argument("--only", default="", help="take those whose names contain this")
     parser.add_argument("--first", type=int, help="take the first n of these")
     parser.add_argument("--no-attack", action="store_true", help="decide by bounds alone")
+    parser.add_argument("--again", action="store_true", help="forget earlier verdicts of these")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="verify_vnn", help="name of the result file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rows = [run(name, args) for name in args.benchmarks]
-    write(args.name, {k: v for k, v in vars(args).items() if k != "name"}, rows)
+    found = _read(args.name)
+    for name in args.benchmarks:
+        run(name, args, found)
+    for row in summaries(found):
+        print({k: v for k, v in row.items() if k != "unsolved"}, flush=True)
 
 
-def run(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One benchmark: its row of the table."""
+def _read(name: str) -> dict[tuple[str, ...], Row]:
+    """Verdicts of earlier runs by benchmark, network and property."""
+    path = RESULTS / f"{name}.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["instances"] if path.exists() else []
+    return {(row["benchmark"], row["onnx"], row["vnnlib"]): row for row in rows}
+
+
+def run(name: str, args: argparse.Namespace, found: dict[tuple[str, ...], Row]) -> None:
+    """Decide what is open of one benchmark."""
     folder = data_folder() / "vnn" / name
-    source = next(folder.glob("*instances.csv"))
-    chosen = read_instances(source)[:: args.every][: args.first]
+    truth = official(folder)
+    chosen = read_instances(next(folder.glob("*instances.csv")))[:: args.every]
+    chosen = [i for i in chosen if args.only in f"{i.onnx} {i.vnnlib}"][: args.first]
+    for instance in chosen:
+        key = (name, instance.onnx, instance.vnnlib)
+        limit = min(instance.timeout_s, args.timeout or instance.timeout_s)
+        known = None if args.again else found.get(key)
+        if known and (known["result"] in DECIDED or known["limit_s"] >= limit):
+            continue
+        row = decide(folder, instance, limit, not args.no_attack)
+        verdict = truth[instance.onnx, instance.vnnlib]
+        found[key] = {
+            "benchmark": name,
+            **row,
+            "official": verdict,
+            "is_wrong": is_wrong(row["result"], verdict),
+            "commit": commit(),
+        }
+        if known and row["result"] not in DECIDED and known["limit_s"] >= limit:
+            found[key] = known
+        print(name, *(found[key][k] for k in ("onnx", "vnnlib", "result", "cpu_s")), flush=True)
+        save(args, found)
+
+
+def decide(folder: Path, instance: Instance, limit: float, attack: bool) -> Row:
+    """One instance, through the runner that users have."""
     with tempfile.TemporaryDirectory() as scratch:
         table = Path(scratch) / "instances.csv"
-        table.write_text(
-            "".join(f"{folder / i.onnx},{folder / i.vnnlib},{i.timeout_s}\n" for i in chosen)
-        )
-        outcomes = []
-        for outcome in run_instances(
+        names = folder / instance.onnx, folder / instance.vnnlib
+        table.write_text(f"{names[0]},{names[1]},{limit}\n", encoding="utf-8")
+        (outcome,) = run_instances(
             table,
             Path(scratch) / "results.csv",
-            timeout_s=args.timeout,
             counterexamples=Path(scratch) / "found",
-            attack=not args.no_attack,
-        ):
-            outcomes.append(outcome)
-            print(
-                f"{name} {outcome.number + 1}/{outcome.n_instances} {outcome.result} "
-                f"{outcome.seconds:.2f} s  {Path(chosen[outcome.number].onnx).name} "
-                f"{Path(chosen[outcome.number].vnnlib).name} {outcome.reason}",
-                flush=True,
-            )
-        unreplayed = [
-            o.number for o in outcomes if o.result == "sat" and not replayed(o, Path(scratch))
-        ]
-    truth = official(folder)
-    names = [(i.onnx, i.vnnlib) for i in chosen]
-    wrong = [names[o.number] for o in outcomes if is_wrong(o.result, truth[names[o.number]])]
-    solved = [o for o in outcomes if o.result in {"sat", "unsat"}]
-    row = {
-        "benchmark": name,
-        "instances": len(outcomes),
-        "solved": len(solved),
-        "sat": sum(o.result == "sat" for o in outcomes),
-        "unsat": sum(o.result == "unsat" for o in outcomes),
-        "timeout": sum(o.result == "timeout" for o in outcomes),
-        "errors": [f"{names[o.number]}: {o.reason}" for o in outcomes if o.result == "error"],
-        "wrong": wrong,
-        "sat_not_replayed": [names[i] for i in unreplayed],
-        "median_s": round(statistics.median(o.seconds for o in outcomes), 4),
-        "median_cpu_s": round(statistics.median(o.cpu_seconds for o in outcomes), 4),
-        "cpu_s": round(sum(o.cpu_seconds for o in outcomes), 2),
-        "unsolved": [names[o.number] for o in outcomes if o not in solved],
-        "slowest": [
-            (*names[o.number], round(o.cpu_seconds, 2))
-            for o in sorted(outcomes, key=lambda o: -o.cpu_seconds)[:5]
-        ],
+            attack=attack,
+        )
+        is_replayed = replayed(outcome, Path(scratch)) if outcome.result == "sat" else None
+    return {
+        "onnx": instance.onnx,
+        "vnnlib": instance.vnnlib,
+        "limit_s": limit,
+        "result": outcome.result,
+        "seconds": round(outcome.seconds, 3),
+        "cpu_s": round(outcome.cpu_seconds, 3),
+        "domains": outcome.domains,
+        "reason": outcome.reason,
+        "is_replayed": is_replayed,
     }
-    print({k: v for k, v in row.items() if k not in {"unsolved", "slowest"}}, flush=True)
-    return row
+
+
+def save(args: argparse.Namespace, found: dict[tuple[str, ...], Row]) -> None:
+    """Everything found so far, with the table of all benchmarks."""
+    write(args.name, {"threads": args.threads}, summaries(found), instances=list(found.values()))
+
+
+def summaries(found: dict[tuple[str, ...], Row]) -> list[Row]:
+    """One row for every benchmark."""
+    names = [n for n in BENCHMARKS if any(key[0] == n for key in found)]
+    return [_summary(n, [row for key, row in found.items() if key[0] == n]) for n in names]
+
+
+def _summary(name: str, rows: Sequence[Row]) -> Row:
+    count = {r: sum(row["result"] == r for row in rows) for r in ("sat", "unsat", "timeout")}
+    return {
+        "benchmark": name,
+        "instances": len(rows),
+        "solved": count["sat"] + count["unsat"],
+        **count,
+        "errors": [row["reason"] for row in rows if row["result"] == "error"],
+        "wrong": [[row["onnx"], row["vnnlib"]] for row in rows if row["is_wrong"]],
+        "sat_not_replayed": [r["vnnlib"] for r in rows if r["is_replayed"] is False],
+        "median_cpu_s": round(statistics.median(row["cpu_s"] for row in rows), 4),
+        "cpu_s": round(sum(row["cpu_s"] for row in rows), 1),
+        "longest_limit_s": max(row["limit_s"] for row in rows),
+        "unsolved": [[r["onnx"], r["vnnlib"]] for r in rows if r["result"] not in DECIDED],
+    }
 
 
 def official(folder: Path) -> dict[tuple[str, str], str]:
