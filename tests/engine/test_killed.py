@@ -30,7 +30,7 @@ load_model(net, {weights!r})
 x, y = load("digits:test").fetch(range(60))
 {before}
 print("ready", flush=True)
-finish(plan(batch_size=4), net.eval(), ArrayData(x, y), {out!r})
+finish(plan(batch_size=4, workers={workers}), net.eval(), ArrayData(x, y), {out!r})
 """
 
 
@@ -50,9 +50,10 @@ def reference(digits, tmp_path_factory):
     return directory
 
 
-def start(weights: Path, out: Path, before: str = "") -> subprocess.Popen:
+def start(weights: Path, out: Path, before: str = "", workers: int = 1) -> subprocess.Popen:
     here = str(Path(__file__).parent)
-    code = SCRIPT.format(here=here, weights=str(weights), out=str(out), before=before)
+    names = {"here": here, "weights": str(weights), "out": str(out)}
+    code = SCRIPT.format(**names, before=before, workers=workers)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
