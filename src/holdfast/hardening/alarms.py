@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from holdfast.defenses.base import Recipe
 from holdfast.hardening.validation import Score, Watch
 
 _GAP = 0.25  # single-step minus several-step accuracy; 0.05 to 0.15 in sound training
@@ -130,3 +131,9 @@ def robust_overfitting(history: Sequence[Score]) -> Alarm | None:
         "weight perturbation help.",
         "tell",
     )
+
+
+def is_single_step(recipe: Recipe) -> bool:
+    """Whether the recipe, or the one that it wraps, can collapse as single-step training does."""
+    inner = getattr(recipe, "recipe", None)
+    return recipe.card.is_single_step or (isinstance(inner, Recipe) and is_single_step(inner))

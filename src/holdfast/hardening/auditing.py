@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, final
 import torch
 from torch import Tensor
 
+from holdfast.attacks.pgd import PGD
 from holdfast.data import Data, FirstN
+from holdfast.engine.inner import inner_attack
 from holdfast.engine.run import run
 from holdfast.events import Event
 from holdfast.hardening.asking import Ask, Ready
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
 _SHARE, _MOST_S = 0.12, 120.0  # of the budget, for the audit after; the one before takes less
 _BEFORE_SHARE = 0.06
 _PASSES = 5000  # forward and backward passes of `standard` per sample, most of them robust
-_BACKWARD = 1.5  # what the mean pass costs against a forward pass
+_MEASURED = 32  # rows of the batch that is timed: as many as stand at the end of an audit
 _PROOFS_FROM_S = 60.0  # less time than this is better spent on attacks
 _FEWEST, _MOST = 30, 1000
 _LEAST_S = 2.0
+_CLOSING_S = 2.0  # the model and the card are written
 
 
 @final
@@ -99,7 +102,7 @@ class Audits:
         seconds = None
         if self.ask.seconds is not None:
             left = self.ask.seconds - (time.monotonic() - self._began)
-            seconds = max(_LEAST_S, left, self.reserve_s / 2)
+            seconds = max(_LEAST_S, left - _CLOSING_S, self.reserve_s / 2)
         self.ready.model.f.eval()  # type: ignore[attr-defined]
         return (yield from self._audit(self.ready.model, "after", seconds))
 
@@ -136,19 +139,21 @@ class Audits:
     def _affordable(self) -> int:
         if self.ask.seconds is None:
             return _MOST
-        passes = self.reserve_s / (_BACKWARD * _pass_s(self.ask.model, self.ready))
+        passes = self.reserve_s / _pass_s(self.ask, self.ready)
         n = math.floor(passes / (_PASSES * len(self.ask.threats)))
         return min(_MOST, max(_FEWEST, n))
 
 
-def _pass_s(model: Model, ready: Ready) -> float:
-    """Seconds of one sample's forward or backward pass, measured on one batch."""
-    x, _ = ready.samples.store.fetch(torch.arange(min(256, len(ready.samples.store))))
-    with model.session():
-        model.logits(x)
+def _pass_s(ask: Ask, ready: Ready) -> float:
+    """Seconds of one sample's pass inside an attack, measured on one batch."""
+    n = min(_MEASURED, len(ready.samples.store))
+    x, y = ready.samples.store.fetch(torch.arange(n))
+    attack, allowed = PGD(steps=5), ask.threats[0].bind(x, ask.model.domain)
+    with ask.model.session():
+        inner_attack(attack, ask.model, x, y, allowed)  # warms up
         start = time.perf_counter()
-        model.logits(x)
-    return max(1e-7, (time.perf_counter() - start) / len(x))
+        inner_attack(attack, ask.model, x, y, allowed)
+    return max(1e-7, (time.perf_counter() - start) / (n * 2 * attack.steps))
 
 
 def describe_rows(ask: Ask, ready: Ready, n: int) -> str:

@@ -20,6 +20,7 @@ from holdfast.attacks.pgd import PGD
 from holdfast.defenses.base import Recipe
 from holdfast.defenses.pgd_training import PGDTraining
 from holdfast.errors import PlanError
+from holdfast.hardening.alarms import is_single_step
 from holdfast.hardening.asking import Ask
 from holdfast.hardening.network import has_batch_norm, n_parameters
 from holdfast.hardening.samples import Samples
@@ -132,7 +133,7 @@ def choose(asked: Asked, setup: Setup) -> Choice:
         PlanError: where the budget does not buy one pass over the training data.
     """
     samples, model = setup.samples, setup.model
-    first = _batch_size(samples.n_train, model.device)
+    first = int(asked.fixed.get("batch_size") or _batch_size(samples.n_train, model.device))
     seconds = asked.seconds or 60.0
     costs = measure(setup, first, min(_MOST_MEASURE_S, _MEASURE_SHARE * seconds))
     epochs = {k: _epochs(asked, costs, samples.n_train, k) for k in (1, 2, 3, 5, 7, 10)}
@@ -256,7 +257,7 @@ def _rounds(
     per_epoch = samples.order(costs.batch_size, 0).n_batches
     apart = n * passes / (_VALIDATION_TIME * update)
     per_round = max(1, min(max(per_epoch, round(apart)), max(1, total // 3)))
-    often = max(per_epoch // 2, 1) if recipe.card.is_single_step else per_round
+    often = max(per_epoch // 2, 1) if is_single_step(recipe) else per_round
     watched = min(256, n) / 256 * _WATCH_PASSES
     per_check = max(often, round(watched / (_CHECK_TIME * update)), 1)
     return n, per_round, min(per_check, per_round)

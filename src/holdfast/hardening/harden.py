@@ -7,9 +7,9 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -41,6 +41,7 @@ from holdfast.threat import Threat, parse_threat
 if TYPE_CHECKING:
     from holdfast.reports.report import Report
 
+T = TypeVar("T")
 PLAN = "plan.json"
 _LEAST_TRAINING_S = 1.0
 _QUICK_LOOK = 100
@@ -116,11 +117,55 @@ def harden(
         InputError: where something does not fit together; nothing was changed.
         JournalError: where the directory holds another hardening, or the disk is full.
     """
+    ask = build_ask(
+        model,
+        train,
+        validation,
+        threat,
+        recipe=recipe,
+        budget=budget,
+        epochs=epochs,
+        from_scratch=from_scratch,
+        test=test,
+        extra=extra,
+        audit=audit,
+        n_audit=n_audit,
+        groups=groups,
+        seed=seed,
+        device=device,
+        **settings,
+    )
+    directory = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
+    result = listen(run_hardening(ask, directory), on_event)
+    if out is None:
+        weakref.finalize(result.module, shutil.rmtree, directory, ignore_errors=True)
+    return result
+
+
+def build_ask(
+    model: Model | nn.Module | str,
+    train: Any,
+    validation: Any = None,
+    threat: Threat | str | Sequence[Threat | str] = (),
+    *,
+    recipe: Recipe | str = "auto",
+    budget: str | Budget | None = None,
+    device: str | None = None,
+    test: Any = None,
+    extra: Any = None,
+    **options: Any,
+) -> Ask:
+    """What :func:`harden` was called with, as a record; see there.
+
+    Raises:
+        InputError: for what cannot be read.
+    """
     threats = [threat] if isinstance(threat, (str, Threat)) else list(threat)
     if not threats:
         raise PlanError("Which threat shall it withstand? Give one, e.g. threat='linf:8/255'.")
     limit = Budget.parse(budget) if isinstance(budget, str) else budget
-    ask = Ask(
+    own = {f.name for f in fields(Ask)}
+    return Ask(
         model=_model(model, device),
         train=as_data(train),
         threats=tuple(parse_threat(t) if isinstance(t, str) else t for t in threats),
@@ -129,26 +174,15 @@ def harden(
         extra=None if extra is None else as_data(extra),
         recipe=_recipe(recipe),
         seconds=None if limit is None else limit.seconds,
-        epochs=epochs,
-        from_scratch=from_scratch,
-        settings=settings,
-        seed=seed,
-        audit=audit,
-        n_audit=n_audit,
-        groups=groups,
+        settings={k: v for k, v in options.items() if k not in own},
+        **{k: v for k, v in options.items() if k in own},
         source=model if isinstance(model, str) else "",
         command="holdfast.harden(...) from Python",
     )
-    directory = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
-    result = _listen(run_hardening(ask, directory), on_event)
-    if out is None:
-        weakref.finalize(result.module, shutil.rmtree, directory, ignore_errors=True)
-    return result
 
 
-def _listen(
-    events: Generator[Event, None, HardenResult], on_event: Callable[[Event], None] | None
-) -> HardenResult:
+def listen(events: Generator[Event, None, T], on_event: Callable[[Event], None] | None) -> T:
+    """The result at the end of the events, each shown on the way."""
     while True:
         try:
             event = next(events)

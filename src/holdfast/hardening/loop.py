@@ -160,7 +160,12 @@ class Loop:
                 self.settings.n_validation,
                 self.settings.validation_steps,
             )
-        return Score(found.clean, found.robust, found.n, is_average)
+        return self._agreed(Score(found.clean, found.robust, found.n, is_average))
+
+    def _agreed(self, value: Any) -> Any:
+        """The first process's value on all: decisions hang on it."""
+        fabric = self.setup.fabric
+        return fabric.broadcast(value) if fabric.world_size > 1 else value
 
     def _keep_best(self, score: Score) -> None:
         self.trainer.state.best = score
@@ -186,16 +191,17 @@ class Loop:
     def _alarm(self) -> Alarm | None:
         """The first alarm that a look at a held-out batch gives."""
         loss = float(self._loss)
-        if not math.isfinite(loss) or not is_finite(self.trainer.network):
+        if not self._agreed(math.isfinite(loss) and is_finite(self.trainer.network)):
             return alarms.not_finite(loss)
         with checkpointed_random(self.setup.model.device):
-            now = self._watched = watch(self.trainer.step, self.setup.samples)
+            now = self._watched = self._agreed(watch(self.trainer.step, self.setup.samples))
         self.log.write("watch", self.trainer.state.index, now)
         if now.clean < self.chance + 0.1:
             return None  # nothing is learned yet: the other alarms mean nothing
-        card = self.trainer.recipe.card
         return (
-            alarms.collapse(now, self.trainer.state.good, card.is_single_step)
+            alarms.collapse(
+                now, self.trainer.state.good, alarms.is_single_step(self.trainer.recipe)
+            )
             or alarms.label_leaking(now, self.chance)
             or alarms.masked_gradients(now)
         )
