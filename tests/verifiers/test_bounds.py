@@ -117,7 +117,7 @@ def test_sharpened_boxes_are_tighter_and_hold(net, x):
 
 
 def test_unknown_method_is_refused(net, x):
-    with pytest.raises(ValueError, match="allowed: interval"):
+    with pytest.raises(ValueError, match="allowed: ibp"):
         bounds(net, x, 0.1, method="magic")
 
 

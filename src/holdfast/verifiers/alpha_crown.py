@@ -191,7 +191,7 @@ def replace_boxes(graph: Graph, state: State, boxes: list[Box]) -> State:
         if node.inputs and not node.op.rounds:
             box = node.op.interval(*(result[i] for i in node.inputs)).intersect(box)
         result.append(box)
-    return replace(state, boxes=result)
+    return replace(state, boxes=result, lines={})
 
 
 def low_precision(state: State) -> State:

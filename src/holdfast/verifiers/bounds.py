@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from holdfast.graphs.graph import Graph
+from holdfast.graphs.operator import Box
 from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers.alpha_crown import default_choices, low_precision, optimise, sharpen
 from holdfast.verifiers.crown import State, pull_back
+from holdfast.verifiers.elision import elided
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import Norm, Region, threat_region
 
-BoundMethod = Literal["interval", "crown-ibp", "crown", "alpha-crown"]
+BoundMethod = Literal["ibp", "interval", "crown-ibp", "crown", "alpha-crown"]
+METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
 # Samples bounded at once: enough to keep a core busy, few enough for its caches.
 SAMPLES = 32
 
@@ -46,15 +50,14 @@ def bounds(
         x: Inputs ``(n, *shape)``.
         eps: Radius, or one per sample ``(n,)``.
         norm: ``linf``, ``l2``, ``l1`` or ``l0`` (then ``eps`` counts elements).
-        method: ``interval`` propagation, ``crown-ibp`` (intervals inside, one backward pass),
-        ``crown``
-            or ``alpha-crown`` (optimised slopes).
+        method: ``ibp`` (or ``interval``; the rows merged with the last affine layers),
+            ``crown-ibp`` (intervals inside, one backward pass), ``crown`` or ``alpha-crown``
+            (optimised slopes). All are cut with the interval bound from the same boxes.
         C: Rows over the flat outputs, ``(k, m)`` or ``(n, k, m)``; the identity by default.
         domain: Least and greatest input value, or None for no limits.
         steps: Gradient steps of ``alpha-crown``.
         dtype: In float64 bounds hold with all rounding errors; in float32 they are not corrected,
-        and
-            about half of them are off by an ulp or so to the unsafe side.
+            and about half of them are off by an ulp or so to the unsafe side.
 
     Returns:
         Lower and upper bounds; differentiable with respect to ``x`` and ``eps`` except for
@@ -64,10 +67,8 @@ def bounds(
         GraphError: The network cannot be captured.
         ValueError: Inputs outside the domain, negative ``eps``, unknown norm or method.
     """
-    if method not in ("interval", "crown-ibp", "crown", "alpha-crown"):
-        raise ValueError(
-            f"method {method!r} is unknown; allowed: interval, crown-ibp, crown, alpha-crown"
-        )
+    if method not in (*METHODS, "interval"):
+        raise ValueError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
     graph = network if isinstance(network, Graph) else capture(network, x, fold=False)
     graph = graph.to(dtype, x.device)
     low, high = domain or (-torch.inf, torch.inf)
@@ -78,10 +79,55 @@ def bounds(
     region = threat_region(x.to(dtype), torch.as_tensor(eps).to(dtype), norm, low, high)
     rows = _rows(graph, C, len(x), dtype).to(x.device)
     parts = [
-        _bounds(graph, region.rows(slice(i, i + SAMPLES)), rows[i : i + SAMPLES], method, steps)
-        for i in range(0, max(1, len(x)), SAMPLES)
+        bounds_over(graph, region.rows(part), rows[part], method, steps)
+        for part in (slice(i, i + SAMPLES) for i in range(0, max(1, len(x)), SAMPLES))
     ]
     return Bounds(*(torch.cat(side) for side in zip(*parts, strict=True)))
+
+
+def bounds_over(
+    graph: Graph, region: Region, C: Tensor, method: BoundMethod = "crown", steps: int = 20
+) -> Bounds:
+    """Bounds of ``C @ outputs`` over any region, all samples at once; see ``lower_over``."""
+    k = C.shape[1]
+    value, _ = lower_over(graph, region, torch.cat([C, -C], 1), method, steps)
+    return Bounds(value[:, :k], -value[:, k:])
+
+
+def lower_over(
+    graph: Graph,
+    region: Region,
+    C: Tensor,
+    method: BoundMethod = "crown",
+    steps: int = 20,
+    known: Sequence[Box] | None = None,
+) -> tuple[Tensor, State]:
+    """Lower bounds ``(n, k)`` of ``C @ outputs`` over any region, and the boxes of all nodes.
+
+    Args:
+        graph: The network, in the precision and on the device of the region; in float64 rounding
+            errors are charged.
+        region: Inputs.
+        C: Rows over the flat outputs ``(n, k, m)``.
+        method: As for ``bounds``.
+        steps: Gradient steps of ``alpha-crown``.
+        known: Boxes of all nodes that hold already, for instance of a larger region.
+    """
+    rounding = C.dtype == torch.float64
+    inner = "interval" if method in ("ibp", "interval", "crown-ibp") else "crown"
+    state = propagate(graph, region, inner, known, rounding)
+    A = C.reshape(*C.shape[:2], *graph.output_shape)
+    value = elided(graph, region, state, A, rounding)
+    if method not in ("ibp", "interval"):
+        if method == "alpha-crown":
+            state = sharpen(graph, region, state, steps)
+            backward = _optimised(graph, region, state, A, steps)
+        else:
+            bound = pull_back(graph, len(graph.nodes) - 1, A, state, rounding=rounding)
+            backward = region.minimum(bound.A) + bound.constant
+        # Where overflow left no number, nothing is known.
+        value = torch.fmax(value, backward)
+    return value.nan_to_num(-torch.inf, torch.inf, -torch.inf), state
 
 
 def margins(y: Tensor, n_classes: int) -> Tensor:
@@ -99,40 +145,6 @@ def _rows(graph: Graph, C: Tensor | None, n: int, dtype: torch.dtype) -> Tensor:
         raise ValueError(f"C has {C.shape[-1]} columns; the network has {m} outputs")
     C = C.to(dtype)
     return C.expand(n, *C.shape) if C.dim() == 2 else C
-
-
-def _bounds(graph: Graph, region: Region, C: Tensor, method: BoundMethod, steps: int) -> Bounds:
-    rounding = C.dtype == torch.float64
-    state = propagate(
-        graph,
-        region,
-        "interval" if method in ("interval", "crown-ibp") else "crown",
-        rounding=rounding,
-    )
-    A = C.reshape(*C.shape[:2], *graph.output_shape)
-    if method == "interval":
-        box = state.boxes[-1]
-        centre, radius = (
-            (box.lower + box.upper).flatten(1) / 2,
-            (box.upper - box.lower).flatten(1) / 2,
-        )
-        middle = (C @ centre.unsqueeze(2)).squeeze(2)
-        width = (C.abs() @ radius.unsqueeze(2)).squeeze(2)
-        if rounding:
-            width = width * (1 + 1e-12) + 1e-12 * (
-                C.abs() @ box.magnitude().flatten(1).unsqueeze(2)
-            ).squeeze(2)
-        return Bounds(middle - width, middle + width)
-    both = torch.cat([A, -A], 1)
-    if method == "alpha-crown":
-        state = sharpen(graph, region, state, steps)
-        value = _optimised(graph, region, state, both, steps)
-    else:
-        bound = pull_back(graph, len(graph.nodes) - 1, both, state, rounding=rounding)
-        value = region.minimum(bound.A) + bound.constant
-    value = value.nan_to_num(-torch.inf, torch.inf, -torch.inf)
-    k = A.shape[1]
-    return Bounds(value[:, :k], -value[:, k:])
 
 
 @torch.no_grad()

@@ -19,8 +19,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from holdfast.graphs.graph import Graph
-from holdfast.graphs.operator import Box
+from holdfast.graphs.graph import Graph, Node
+from holdfast.graphs.operator import Activation, Box, Lines, pull_lines
 from holdfast.graphs.window import Window
 from holdfast.verifiers.regions import Region
 
@@ -34,10 +34,21 @@ class State:
         boxes: Bounds of its value.
         magnitudes: Largest magnitude behind one of its elements ``(n, 1)``, which scales rounding
             errors; None where nothing is rounded.
+        lines: Default relaxations of activations, kept once they were needed: a node's box is
+            final when something after it is bounded.
     """
 
     boxes: list[Box] = field(default_factory=list)
     magnitudes: list[Tensor | None] = field(default_factory=list)
+    lines: dict[int, Lines] = field(default_factory=dict)
+
+    def relaxed(self, node: Node, op: Activation) -> Lines:
+        """The default lines of an activation over the box of its input."""
+        if node.index not in self.lines:
+            box = self.boxes[node.inputs[0]]
+            found = op.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), None)
+            self.lines[node.index] = found
+        return self.lines[node.index]
 
     def rows(self, index: Tensor | slice) -> State:
         """The samples at ``index``."""
@@ -122,8 +133,11 @@ def pull_back(
             error = error + unit * magnitude * _l1(A)
         if node.index == 0:
             break
-        boxes = [state.boxes[i] for i in node.inputs]
-        pulled = node.op.pull(A, boxes, parameters.get(node.index))
+        if isinstance(node.op, Activation) and node.index not in parameters:
+            pulled = pull_lines(A, state.relaxed(node, node.op))
+        else:
+            boxes = [state.boxes[i] for i in node.inputs]
+            pulled = node.op.pull(A, boxes, parameters.get(node.index))
         if pulled.constant is not None:
             constant = constant + pulled.constant
         for i, part in zip(node.inputs, pulled.coefficients, strict=True):

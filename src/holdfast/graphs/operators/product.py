@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
-from holdfast.graphs.operator import Box, Operator, Pulled, sum_to
+from holdfast.graphs.operator import Box, Operator, Pulled, dot, sum_to
 from holdfast.graphs.operators.scale import scale
 
 
@@ -39,28 +39,17 @@ class Product(Operator):
         return 4 * boxes[0].magnitude() * boxes[1].magnitude()
 
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
-        """McCormick's planes (1976); of the two on either side the better one at the centre."""
+        """McCormick's planes (1976) through the corners with the least ``x``.
+
+        The two planes on either side are equal at the centre of the box, so neither is better.
+        """
         x, y = boxes
-        positive, negative = A.clamp(min=0), A.clamp(max=0)
-        below = _plane(x.lower, y.lower, x.upper, y.upper, x, y, 1)
-        above = _plane(x.lower, y.upper, x.upper, y.lower, x, y, -1)
-        parts = [
-            positive * low.unsqueeze(1) + negative * high.unsqueeze(1)
-            for low, high in zip(below, above, strict=True)
-        ]
-        to_x = sum_to(parts[0], x.lower.shape[1:])
-        to_y = sum_to(parts[1], y.lower.shape[1:])
-        return Pulled((to_x, to_y), parts[2].flatten(2).sum(2))
-
-
-def _plane(
-    x1: Tensor, y1: Tensor, x2: Tensor, y2: Tensor, x: Box, y: Box, sign: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The better of ``y_i x + x_i y - x_i y_i`` at the centre: largest (sign 1) or smallest."""
-    cx, cy = (x.lower + x.upper) / 2, (y.lower + y.upper) / 2
-    first = sign * (y1 * cx + x1 * cy - x1 * y1) >= sign * (y2 * cx + x2 * cy - x2 * y2)
-    x0, y0 = torch.where(first, x1, x2), torch.where(first, y1, y2)
-    return y0, x0, -x0 * y0
+        to_x = torch.addcmul(
+            A * y.upper.unsqueeze(1), A.relu(), (y.lower - y.upper).unsqueeze(1)
+        )  # the slope in x is the y of the corner, by the sign of A
+        constant = -dot(to_x, (x.lower + torch.zeros_like(y.lower)).unsqueeze(1))
+        to_y = sum_to(A * x.lower.unsqueeze(1), y.lower.shape[1:])
+        return Pulled((sum_to(to_x, x.lower.shape[1:]), to_y), constant)
 
 
 def multiply(call: Call, x: Ref | Tensor | float, y: Ref | Tensor | float) -> Ref:

@@ -3,14 +3,62 @@
 ``softmax_i = 1 / sum_j exp(z_j - z_i)`` takes one exponential, one sum and one reciprocal.
 """
 
+# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
+
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
 from holdfast.graphs.builder import Call, Ref, aten, onnx
-from holdfast.graphs.operators.add import add
+from holdfast.graphs.operator import Affine, Box, Pulled
 from holdfast.graphs.operators.power import Exp, Log, Reciprocal
-from holdfast.graphs.operators.reshape import reshape
 from holdfast.graphs.operators.scale import scale
 from holdfast.graphs.operators.sum import reduce_sum
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Gaps(Affine):
+    """``z_j - z_i`` for all pairs along ``axis`` (without the batch): ``(.., j, i, ..)``.
+
+    One operator, as intervals must know that an element differs from itself by nothing.
+    """
+
+    axis: int
+
+    def run(self, *xs: Tensor) -> Tensor:
+        """``(n, .., k, ..) -> (n, .., k, k, ..)``."""
+        return xs[0].unsqueeze(self.axis + 2) - xs[0].unsqueeze(self.axis + 1)
+
+    def interval(self, *boxes: Box) -> Box:
+        """Ends against opposite ends, zero where both are the same element."""
+        lower, upper = boxes[0]
+        behind, ahead = self.axis + 2, self.axis + 1
+        low = lower.unsqueeze(behind) - upper.unsqueeze(ahead)
+        high = upper.unsqueeze(behind) - lower.unsqueeze(ahead)
+        other = self._other(lower)
+        return Box(low * other, high * other)
+
+    def magnitude(self, *boxes: Box) -> Tensor:
+        """Absolute values add up."""
+        largest = boxes[0].magnitude()
+        return largest.unsqueeze(self.axis + 2) + largest.unsqueeze(self.axis + 1)
+
+    def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
+        """Sums over partners, signed."""
+        behind, ahead = self.axis + 3, self.axis + 2
+        return Pulled((A.sum(behind) - A.sum(ahead),), None)
+
+    def _other(self, z: Tensor) -> Tensor:
+        """One for different elements, ``(k, k, 1, ..)``."""
+        size = z.shape[self.axis + 1]
+        other = 1 - torch.eye(size, dtype=z.dtype, device=z.device)
+        return other.reshape(size, size, *[1] * (z.dim() - self.axis - 2))
 
 
 @onnx("Softmax", "LogSoftmax")
@@ -26,11 +74,9 @@ def build(call: Call) -> Ref:
         raise call.error(
             "before opset 13, softmax over flattened axes is supported for the last axis only"
         )
-    s = ref.shape
-    rows = reshape(call, ref, (*s[:position], 1, *s[position:]))
-    columns = reshape(call, ref, (*s[: position + 1], 1, *s[position + 1 :]))
-    powers = call.emit(Exp(), add(call, rows, columns, -1))
-    total = reduce_sum(call, powers, [position + 1], keep=False)
+    gaps = call.emit(Gaps(position), ref)
+    powers = call.emit(Exp(), gaps)
+    total = reduce_sum(call, powers, [position], keep=False)
     if "og" in call.name:
         return scale(call, call.emit(Log(), total), -1.0, 0.0)
     return call.emit(Reciprocal(), total)
