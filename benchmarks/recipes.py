@@ -346,7 +346,7 @@ MEASURES = ("clean", "pgd50", "standard", "verified_interval", "verified_crown")
 
 def _row(name: str, run: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {"case": name, "run": run, "recipe": pieces[0]["recipe"]}
-    row["seeds"] = [p["seed"] for p in pieces]
+    row |= {"seeds": [p["seed"] for p in pieces], "n_seeds": len(pieces)}
     for measure_ in MEASURES:
         values = [p[measure_] for p in pieces]
         row[measure_] = round(statistics.fmean(values), 4)

@@ -68,6 +68,60 @@ def _attack(kind: Any) -> str:
     return "\n\n".join([f"(attack-{card.name})=\n### {card.name}", *facts, options])
 
 
+def recipes() -> str:
+    """Every recipe: what it does, what an update costs, where it works."""
+    kinds = registry.recipes().values()
+    rows = (
+        (
+            f"[`{kind.card.name}`](#recipe-{kind.card.name})",
+            kind.card.title,
+            f"{kind().passes / 2 / kind().repeats:g}×",
+            _norms(kind.card.norms) + ("; several at once" if kind.card.n_threats == 0 else ""),
+        )
+        for kind in kinds
+    )
+    return table(("name", "what it does", "cost", "norms"), rows)
+
+
+def recipe_cards() -> str:
+    """Every recipe with its paper and its options."""
+    return "\n\n".join(_recipe(kind) for kind in registry.recipes().values())
+
+
+def _recipe(kind: Any) -> str:
+    card, made = kind.card, kind()
+    facts = [
+        f"{card.title[0].upper()}{card.title[1:]}.",
+        f"*{card.paper}.*",
+        f"Norms {_norms(card.norms)}; a batch costs {made.passes:g} passes per sample with the "
+        f"default options. In Python: {{py:class}}`~{kind.__module__}.{kind.__name__}`.",
+    ]
+    meanings = _documented(kind.__doc__ or "")
+    rows = (
+        (f"`{field.name}`", f"`{_default(made, field.name)}`", meanings.get(field.name, ""))
+        for field in dataclasses.fields(kind)
+    )
+    options = table(("option", "default", "meaning"), rows)
+    return "\n\n".join([f"(recipe-{card.name})=\n### {card.name}", *facts, options])
+
+
+def _default(made: Any, name: str) -> str:
+    """A default as a plan writes it: attacks and recipes by their names and options."""
+    text = made.describe()
+    start = text.index(f"{name}=") + len(name) + 1
+    depth = 0
+    for i, letter in enumerate(text[start:], start):
+        depth += (letter == "(") - (letter == ")")
+        if depth < 0 or (depth == 0 and letter == ","):
+            return text[start:i]
+    return text[start:]
+
+
+def recipe_modules() -> str:
+    """Directives for the reference of every recipe's module."""
+    return _directives("holdfast.defenses")
+
+
 def _documented(docstring: str) -> dict[str, str]:
     """The entries of a docstring's ``Attributes:`` section."""
     found: dict[str, str] = {}
@@ -218,6 +272,17 @@ _RESULTS: dict[str, dict[str, str]] = {
         "seconds": "seconds",
     },
     "peers": _PEER_COLUMNS,
+    "recipes": {
+        "data and threat": "case",
+        "recipe": "run",
+        "seeds": "n_seeds",
+        "clean": "clean",
+        "PGD-50": "pgd50",
+        "standard": "standard",
+        "proven, intervals": "verified_interval",
+        "proven, linear": "verified_crown",
+        "ms per update": "step_ms",
+    },
     "verdicts": {"what": "what", "asked": "asked", "measured": "value"},
 }
 
@@ -228,6 +293,9 @@ def all_tables() -> dict[str, str]:
         attacks,
         attack_cards,
         attack_modules,
+        recipes,
+        recipe_cards,
+        recipe_modules,
         threats,
         threat_modules,
         engine_modules,

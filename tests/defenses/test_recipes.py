@@ -237,7 +237,8 @@ def test_free_keeps_the_change_of_places_that_a_smaller_batch_does_not_have():
 
 def test_free_makes_m_updates_of_a_batch_and_pays_nothing_for_crafting():
     assert Free(m=8).repeats == 8
-    assert Free().passes == 2
+    assert Free(m=8).passes == 8 * 2
+    assert AWP(Free(m=8)).passes == 8 * 4
 
 
 # ------------------------------------------------------------------ weights

@@ -160,10 +160,10 @@ def says_what_it_costs(recipe: Recipe, norm: str) -> None:
         recipe.update(step, batch)
     finally:
         hook.remove()
-    paid = sum(rows) / len(batch)
+    paid = recipe.repeats * sum(rows) / len(batch)
     require(
         paid <= recipe.passes,
-        f"passes is {recipe.passes:g}, but an update ran {paid:g} forward passes per sample.",
+        f"passes is {recipe.passes:g}, but a batch takes {paid:g} forward passes per sample.",
     )
 
 

@@ -56,7 +56,7 @@ class AWP(Recipe):
     @property
     def passes(self) -> float:
         """One more forward and backward pass of the loss, at least."""
-        return self.recipe.passes + 2
+        return self.recipe.passes + (0 if self.gamma == 0 else 2 * self.repeats)
 
     @property
     def repeats(self) -> int:

@@ -230,7 +230,7 @@ class Recipe(ABC):
     @property
     @abstractmethod
     def passes(self) -> float:
-        """Forward plus backward passes per sample of a batch: what an update costs."""
+        """Forward plus backward passes per sample of a batch, over all its repeats."""
 
     @property
     def repeats(self) -> int:

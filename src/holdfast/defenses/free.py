@@ -57,8 +57,8 @@ class Free(Recipe):
 
     @property
     def passes(self) -> float:
-        """One forward and one backward pass for both gradients."""
-        return 2
+        """One forward and one backward pass for both gradients, at every repeat."""
+        return 2 * self.m
 
     @property
     def repeats(self) -> int:

@@ -50,7 +50,7 @@ class GradAlign(Recipe):
     @property
     def passes(self) -> float:
         """Two input gradients, each differentiated again, beside the recipe's own."""
-        return self.recipe.passes + (0 if self.weight == 0 else 8)
+        return self.recipe.passes + (0 if self.weight == 0 else 8 * self.repeats)
 
     @property
     def repeats(self) -> int:
