@@ -18,6 +18,7 @@ import csv
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="take the first n of these")
     parser.add_argument("--no-attack", action="store_true", help="decide by bounds alone")
     parser.add_argument("--again", action="store_true", help="forget earlier verdicts of these")
+    parser.add_argument("--cpu", action="store_true", help="limits count the processor's seconds")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="verify_vnn", help="name of the result file")
     args = parser.parse_args()
@@ -77,12 +79,16 @@ def run(name: str, args: argparse.Namespace, found: dict[tuple[str, ...], Row]) 
         known = None if args.again else found.get(key)
         if known and (known["result"] in DECIDED or known["limit_s"] >= limit):
             continue
-        row = decide(folder, instance, limit, not args.no_attack)
+        options: dict[str, Any] = {"attack": not args.no_attack}
+        if args.cpu:
+            options["clock"] = time.process_time
+        row = decide(folder, instance, limit, options)
         verdict = truth[instance.onnx, instance.vnnlib]
         found[key] = {
             "benchmark": name,
             **row,
             "official": verdict,
+            "clock": "processor" if args.cpu else "wall",
             "is_wrong": is_wrong(row["result"], verdict),
             "commit": commit(),
         }
@@ -92,7 +98,7 @@ def run(name: str, args: argparse.Namespace, found: dict[tuple[str, ...], Row]) 
         save(args, found)
 
 
-def decide(folder: Path, instance: Instance, limit: float, attack: bool) -> Row:
+def decide(folder: Path, instance: Instance, limit: float, options: dict[str, Any]) -> Row:
     """One instance, through the runner that users have."""
     with tempfile.TemporaryDirectory() as scratch:
         table = Path(scratch) / "instances.csv"
@@ -102,7 +108,7 @@ def decide(folder: Path, instance: Instance, limit: float, attack: bool) -> Row:
             table,
             Path(scratch) / "results.csv",
             counterexamples=Path(scratch) / "found",
-            attack=attack,
+            **options,
         )
         is_replayed = replayed(outcome, Path(scratch)) if outcome.result == "sat" else None
     return {

@@ -12,18 +12,21 @@ All of it is search in float32; a domain is closed by bounds of the network itse
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from holdfast.graphs.graph import Graph
+from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Activation
 from holdfast.verifiers.crown import State
 
 # Elements of all matrices together; larger networks are searched as graphs.
 MOST_ELEMENTS = 1 << 27
+# Share of coefficients other than zero below which sparse products are faster.
+SPARSE = 0.15
 RATE = 0.1
 DECAY = 0.98
 
@@ -37,15 +40,46 @@ class Layer:
         node: The rectifier.
         source: The node that it reads.
         neurons: Flat positions ``(u,)``.
-        W: Coefficients of the inputs and of all earlier undecided neurons ``(u, p + earlier)``.
+        inputs: Coefficients of the inputs ``(u, p)``, sparse where most are zero.
+        turned: The same, turned ``(p, u)``.
+        W: Coefficients of all earlier undecided neurons ``(u, earlier)``.
         b: Constants ``(u,)``.
     """
 
     node: int
     source: int
     neurons: Tensor
+    inputs: Tensor
+    turned: Tensor
     W: Tensor
     b: Tensor
+
+    @classmethod
+    def of(cls, node: Node, neurons: Tensor, W: Tensor, b: Tensor, n_inputs: int) -> Layer:
+        """From coefficients of inputs and earlier neurons together ``(u, p + earlier)``."""
+        inputs, rest = W[:, :n_inputs].contiguous(), W[:, n_inputs:].contiguous()
+        turned = inputs.T
+        if inputs.numel() and int((inputs != 0).sum()) < SPARSE * inputs.numel():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sparse", UserWarning)  # said to be in beta
+                inputs, turned = inputs.to_sparse_csr(), inputs.T.contiguous().to_sparse_csr()
+        return cls(node.index, node.inputs[0], neurons, inputs, turned, rest, b)
+
+    def push(self, x: Tensor, values: Tensor) -> Tensor:
+        """``z`` of the inputs ``(n, p)`` and earlier neurons' values: ``(n, u)``."""
+        if self.inputs.layout == torch.strided:
+            direct = torch.addmm(self.b, x, self.turned)
+        else:
+            direct = (self.inputs @ x.T).T + self.b
+        return direct.addmm_(values, self.W.T)
+
+    def pull(self, v: Tensor, x: Tensor, earlier: Tensor) -> None:
+        """Adds ``v W`` to the coefficients of inputs and of earlier neurons."""
+        if self.inputs.layout == torch.strided:
+            x.addmm_(v, self.inputs)
+        else:
+            x.add_((self.turned @ v.T).T)
+        earlier.addmm_(v, self.W)
 
 
 @final
@@ -131,7 +165,7 @@ def condense(
         neurons = mask.nonzero().squeeze(1)
         unit = torch.zeros(len(neurons), len(mask)).scatter(1, neurons.unsqueeze(1), 1.0)
         W, b = _affine(graph, source, unit, state, masks, known)
-        layers.append(Layer(node, source, neurons, W, b))
+        layers.append(Layer.of(graph.nodes[node], neurons, W, b, graph.nodes[0].size))
         known.append(node)
     rows, constants = _affine(graph, len(graph.nodes) - 1, A, state, masks, known)
     if D is not None:
@@ -204,7 +238,7 @@ def backward(
         v = a * lines.slope[:, i:j] + positive * (low - lines.slope)[:, i:j]
         v -= (lines.sign * beta)[:, i:j]
         value = value + ((a - positive) * lines.intercept[:, i:j]).sum(1) + v @ layer.b
-        A[:, : p + i].addmm_(v, layer.W)
+        layer.pull(v, A[:, :p], A[:, p : p + i])
     inputs = A[:, :p]
     return value + inputs @ net.middle - inputs.abs() @ net.radius, A
 
@@ -217,7 +251,7 @@ def forward(net: Dense, A: Tensor, lines: Lines, alpha: Tensor) -> Tensor:
     values[:, :p] = net.middle - A[:, :p].sign() * net.radius
     z = A.new_empty(n, A.shape[1] - p)
     for layer, (i, j) in zip(net.layers, net.spans(), strict=True):
-        inner = torch.addmm(layer.b, values[:, : p + i], layer.W.T)
+        inner = layer.push(values[:, :p], values[:, p : p + i])
         chord = inner * lines.slope[:, i:j] + lines.intercept[:, i:j]
         values[:, p + i : p + j] = torch.where(A[:, p + i : p + j] > 0, inner * low[:, i:j], chord)
         z[:, i:j] = inner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import final
 
@@ -24,10 +25,11 @@ class Search:
         graph: The network in float64.
         prop: The property.
         runtime: The deployed network.
-        deadline: Value of ``time.monotonic()`` at which to give up.
+        deadline: Value of the clock at which to give up.
         keep_leaves: Collect certificate data.
         look: Look for counterexamples; bounds alone decide without.
         seed: Of all random choices.
+        clock: Seconds since some moment.
     """
 
     graph: Graph
@@ -37,6 +39,7 @@ class Search:
     keep_leaves: bool = False
     look: bool = True
     seed: int = 0
+    clock: Callable[[], float] = time.monotonic
     leaves: list[Leaf] = field(default_factory=list)
     domains: int = 0
     lower: float = float("inf")
@@ -53,7 +56,7 @@ class Search:
 
     def is_over(self) -> bool:
         """Whether the time is up."""
-        return time.monotonic() >= self.deadline
+        return self.clock() >= self.deadline
 
     @torch.no_grad()
     def check(self, clause: Tensor, x: Tensor) -> Counterexample | None:
