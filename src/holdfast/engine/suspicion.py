@@ -17,11 +17,20 @@ def suspicions(
 ) -> Iterator[Finding]:
     """Findings on one threat after all its attacks."""
     n = max(1, int(is_correct.sum()))
+    if not standing.looks:  # else the checks of holdfast.trust have seen to it
+        yield from _masked(threat, steps, standing, n)
+    for text, code in (
+        (_refused(standing, n), "claims_refused"),
+        (_still_falling(steps, standing, n), "still_falling"),
+    ):
+        if text:
+            yield Finding(code=code, level="warning", text=text, threat=threat)
+
+
+def _masked(threat: str, steps: Sequence[Step], standing: Standing, n: int) -> Iterator[Finding]:
     for text, code in (
         (_score_beats_gradient(steps, standing, n), "scores_beat_gradients"),
         (_zero_gradients(standing), "zero_gradients_in_search"),
-        (_refused(standing, n), "claims_refused"),
-        (_still_falling(steps, standing, n), "still_falling"),
     ):
         if text:
             yield Finding(code=code, level="warning", text=text, threat=threat)

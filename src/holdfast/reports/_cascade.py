@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from holdfast import registry
+from holdfast.engine import cascade
 from holdfast.engine.cascade import fitting, walk
 from holdfast.engine.ledger import REUSED
 from holdfast.errors import PlanError
 from holdfast.plan import Plan
-from holdfast.record import Attempt
+from holdfast.record import Added, Attempt, Examined
 from holdfast.threat import Access
 
 
@@ -31,11 +33,16 @@ def granted(plan: Plan, model: dict[str, Any]) -> Access:
 
 
 def steps_for(
-    plan: Plan, norm: str, model: dict[str, Any], attempts: Iterable[Attempt]
+    plan: Plan,
+    norm: str,
+    model: dict[str, Any],
+    attempts: Iterable[Attempt],
+    looks: Sequence[Examined],
 ) -> tuple[tuple[Step, ...], tuple[str, ...]]:
     """The steps under a threat of this norm, and why other attacks of the plan were left out.
 
-    Stages that left attempts are steps whatever is installed here: no record is passed over.
+    They come in the order of the run: stages that a look added stand where that look was. Stages
+    that left attempts are steps whatever is installed here: no record is passed over.
     """
     seen = {a.stage: a.attack for a in attempts}
     try:
@@ -48,5 +55,21 @@ def steps_for(
     found = {s: Step(s, label, "", int(s != REUSED)) for s, label in seen.items()}
     for s in steps:
         access = s.attack.card.access.value
-        found[s.stage] = Step(s.stage, s.label, access, len(walk(s, wrong, goal)))
-    return tuple(found[stage] for stage in sorted(found)), skipped
+        label = seen.get(s.stage, s.label)
+        found[s.stage] = Step(s.stage, label, access, len(walk(s, wrong, goal)))
+    after = {a.stage: look.after for look in looks for a in look.added}
+    for look in looks:
+        for added in look.added:
+            n_jobs = _n_jobs(added, wrong, goal)
+            found[added.stage] = Step(added.stage, added.label, "gradients", n_jobs)
+    order = sorted(found, key=lambda stage: (after.get(stage, stage), stage))
+    return tuple(found[stage] for stage in order), skipped
+
+
+def _n_jobs(added: Added, wrong: Sequence[int], goal: int) -> int:
+    """Jobs per sample of a stage that was added."""
+    try:
+        attack = registry.attack(added.attack, **added.options)
+    except PlanError:
+        return 1
+    return len(walk(cascade.Step(added.stage, added.label, attack), wrong, goal))

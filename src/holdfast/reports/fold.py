@@ -17,6 +17,7 @@ from holdfast.record import (
     AnyRecord,
     Attempt,
     Clean,
+    Examined,
     Failure,
     Finding,
     Header,
@@ -24,6 +25,7 @@ from holdfast.record import (
     Proven,
     Radius,
     Session,
+    Spared,
     Verdict,
 )
 from holdfast.reports import _findings
@@ -47,6 +49,7 @@ class _Fate:
     """What the records say of one sample under one threat."""
 
     attempts: dict[tuple[int, int, int], Attempt] = field(default_factory=dict)
+    spared: dict[int, int] = field(default_factory=dict)
     proven: Proven | None = None
     radius: Radius | None = None
 
@@ -63,6 +66,7 @@ class _Sorted:
     clean: dict[int, Clean] = field(default_factory=dict)
     fates: dict[tuple[str, int], _Fate] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    looks: dict[str, dict[int, Examined]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     sessions: list[Session] = field(default_factory=list)
 
@@ -75,12 +79,17 @@ class _Sorted:
             case Attempt():
                 fate = self.fates.setdefault((record.threat, record.sample), _Fate())
                 fate.attempts[record.stage, record.target, record.restart] = record
+            case Spared():
+                fate = self.fates.setdefault((record.threat, record.sample), _Fate())
+                fate.spared[record.stage] = record.jobs
             case Proven():
                 fate = self.fates.setdefault((record.threat, record.sample), _Fate())
                 fate.proven = record
             case Radius():
                 fate = self.fates.setdefault((record.threat, record.sample), _Fate())
                 fate.radius = record
+            case Examined():
+                self.looks.setdefault(record.threat, {})[record.round] = record
             case Finding():
                 self.findings.append(record)
             case Failure():
@@ -130,7 +139,9 @@ def _threat(
     norm, eps = _ball(text)
     fates = [_fate(text, record, found) for record in clean]
     attempts = [list(fate.attempts.values()) for fate in fates]
-    steps, skipped = steps_for(plan, norm, header["model"], chain.from_iterable(attempts))
+    looks = tuple(look for _, look in sorted(found.looks.get(text, {}).items()))
+    flat = chain.from_iterable(attempts)
+    steps, skipped = steps_for(plan, norm, header["model"], flat, looks)
     verdicts = [_verdict(c, fate, steps) for c, fate in zip(clean, fates, strict=True)]
     pairs = list(zip(fates, verdicts, strict=True))
     winners = [fate.winner if v is Verdict.BROKEN else None for fate, v in pairs]
@@ -151,6 +162,7 @@ def _threat(
         backward=tuple(sum(a.backward for a in own) for own in attempts),
         stages=_stages(steps, verdicts, attempts),
         skipped=skipped,
+        looks=looks,
         curve_forward=sum(f.radius.forward for f in fates if f.radius),
         n_rejected=sum(a.rejected for own in attempts for a in own),
     )
@@ -185,7 +197,8 @@ def _verdict(clean: Clean, fate: _Fate, steps: tuple[Step, ...]) -> Verdict:
     if fate.proven:
         return Verdict.VERIFIED
     done = [stage for stage, _, _ in fate.attempts]
-    complete = all(done.count(step.stage) >= step.n_jobs for step in steps)
+    counts = {step.stage: done.count(step.stage) + fate.spared.get(step.stage, 0) for step in steps}
+    complete = all(counts[step.stage] >= step.n_jobs for step in steps)
     return Verdict.UNKNOWN if complete or Outcome.STOPPED in outcomes else Verdict.UNFINISHED
 
 

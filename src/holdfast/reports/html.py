@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from holdfast.record import Verdict
-from holdfast.reports import _pictures, _words
+from holdfast.reports import _pictures, _trust_words, _words
 from holdfast.reports.artefacts import Example
 from holdfast.reports.report import Report
 from holdfast.reports.results import ClassResult, ThreatResult, weakness
@@ -72,6 +72,8 @@ class Section:
     result: ThreatResult
     segments: list[Segment]
     charts: list[Figure]
+    trust: str
+    checks: list[_trust_words.Row]
     shown: list[Shown]
     classes: Classes
 
@@ -85,7 +87,7 @@ def render(report: Report) -> str:
         sections=sections,
         segments=_segments(report.verdicts),
         lead=_words.lead(report),
-        unknowns=_words.unknowns(report),
+        unknowns=[*_words.unknowns(report), *_trust_words.unchecked(report)],
         verdict_words=_words.VERDICTS.values(),
         facts=_words.facts(report),
         n_first=_N_FIRST,
@@ -95,7 +97,13 @@ def render(report: Report) -> str:
 def fragment(report: Report) -> str:
     """A short summary for a notebook's cell."""
     page = _environment().get_template("fragment.html")
-    return page.render(report=report, segments=_segments(report.verdicts), lead=_words.lead(report))
+    trust = [_trust_words.headline(report, result) for result in report.threats.values()]
+    return page.render(
+        report=report,
+        segments=_segments(report.verdicts),
+        lead=_words.lead(report),
+        trust=[sentence for sentence in trust if sentence],
+    )
 
 
 @cache
@@ -110,6 +118,7 @@ def _environment() -> Environment:
     filters = (_words.number, _words.percent, _words.interval, _words.size)
     environment.filters.update({function.__name__: function for function in filters})
     environment.globals["words"] = _words
+    environment.globals["trust_words"] = _trust_words
     return environment
 
 
@@ -118,7 +127,13 @@ def _section(report: Report, result: ThreatResult) -> Section:
 
     charts = list(_figures.of(report, result))
     return Section(
-        result, _segments(result.verdict), charts, _shown(report, result), _classes(result)
+        result,
+        _segments(result.verdict),
+        charts,
+        _trust_words.headline(report, result),
+        _trust_words.rows(result.looks),
+        _shown(report, result),
+        _classes(result),
     )
 
 

@@ -12,6 +12,8 @@ from holdfast.engine.judge import N_DRAWS
 from holdfast.errors import JournalError
 from holdfast.evaluation.statistics import Rate
 from holdfast.plan import explain
+from holdfast.reports import _trust_words
+from holdfast.reports._trust import Confidence
 from holdfast.reports.report import Report
 from holdfast.reports.results import ClassResult, ThreatResult
 
@@ -97,6 +99,7 @@ def _threat(report: Report, result: ThreatResult) -> dict[str, Any]:
         "attack_success_rate": result.attack_success_rate.to_dict(),
         "is_attacked": result.is_attacked,
         "n_unfinished": result.n_unfinished,
+        "trust": _trust(report, result),
         "median_radius": result.median_radius,
         "passes_per_sample": result.passes_per_sample,
         "stages": [
@@ -114,6 +117,22 @@ def _threat(report: Report, result: ThreatResult) -> dict[str, Any]:
     }
 
 
+def _trust(report: Report, result: ThreatResult) -> dict[str, Any]:
+    trust = result.trust
+    return {
+        "verdict": trust.confidence.value,
+        "text": _trust_words.headline(report, result),
+        "first_number": trust.first.to_dict() if trust.first else None,
+        "because": [s.model_dump(mode="json") for s in trust.reasons],
+        "lowered": [
+            {"attack": s.attack, "before": s.before, "after": s.after, "is_added": s.is_added}
+            for s in trust.lowered
+        ],
+        "checks": [name for look in result.looks for name in look.checks],
+        "passes": trust.n_passes,
+    }
+
+
 def _class(report: Report, result: ClassResult) -> dict[str, Any]:
     return {
         "label": result.label,
@@ -127,6 +146,7 @@ def _robustbench(report: Report, name: str) -> dict[str, Any]:
     """The fields of RobustBench's model cards; accuracies are percentages written as text."""
     result = report.threats[name]
     draws = N_DRAWS if report.model.get("is_random") else 1
+    doubtful = result.trust.confidence in (Confidence.OPEN, Confidence.LOWERED)
     unreliable = [w.code for w in report.warnings if w.level != "info" and w.threat in ("", name)]
     attacks = ", ".join(stage.attack for stage in result.stages if stage.n_entered)
     return {
@@ -139,7 +159,7 @@ def _robustbench(report: Report, name: str) -> dict[str, Any]:
         "external": None,
         "architecture": report.model.get("description", ""),
         "additional_data": None,
-        "unreliable": bool(unreliable) or not result.is_attacked,
+        "unreliable": bool(unreliable) or doubtful or not result.is_attacked,
         "number_forward_passes": draws,
         "footnote": (
             f"autoattack_acc is the robust accuracy after Holdfast's cascade ({attacks or 'none'})"

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from holdfast.evaluation.statistics import Rate, clopper_pearson
-from holdfast.record import Verdict
+from holdfast.record import Examined, Verdict
+from holdfast.reports._trust import Trust, trust_in
 
 SAFE = (Verdict.VERIFIED, Verdict.UNKNOWN, Verdict.UNFINISHED)
 """Verdicts of samples that nothing has broken so far."""
@@ -149,6 +150,8 @@ class ThreatResult(Frozen):
     stages: tuple[StageResult, ...] = ()
     skipped: tuple[str, ...] = ()
     """Attacks of the plan that cannot work here, each with the reason."""
+    looks: tuple[Examined, ...] = ()
+    """Whether the attacks were misled, look by look."""
     curve_forward: int = 0
     n_rejected: int = 0
 
@@ -160,6 +163,16 @@ class ThreatResult(Frozen):
     def n(self) -> int:
         """Samples looked at."""
         return len(self.verdict)
+
+    @property
+    def n_right(self) -> int:
+        """Samples that are right unchanged."""
+        return self.n - self.count(Verdict.WRONG)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """How far the robust accuracy can be trusted."""
+        return trust_in(self)
 
     @property
     def n_unfinished(self) -> int:

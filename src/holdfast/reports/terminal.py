@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from holdfast.reports import _words
+from holdfast.reports import _trust_words, _words
 from holdfast.reports.report import Report
 from holdfast.reports.results import ThreatResult
 
@@ -34,6 +34,7 @@ def summary(report: Report) -> ConsoleRenderable:
         Text(f"{report.model.get('description', 'model')} on {_data(report)}", style="dim"),
         Padding(Text(first, style="bold"), (1, 0, 0, 0)),
         *(Text(sentence) for sentence in others),
+        *_trust(report),
     ]
     if report.clean_accuracy.n:
         parts.append(Padding(_figures(report), (1, 0, 0, 0)))
@@ -45,6 +46,21 @@ def summary(report: Report) -> ConsoleRenderable:
     if _words.headlines(report):
         parts.append(Padding(_warnings(report), (1, 0, 0, 0)))
     return Group(*parts)
+
+
+_TRUST_STYLES = {"trusted": "green", "lowered": "bold red", "open": "bold red"}
+
+
+def _trust(report: Report) -> list[ConsoleRenderable]:
+    """Whether to trust each number."""
+    lines: list[ConsoleRenderable] = []
+    for result in report.threats.values():
+        text = _trust_words.headline(report, result)
+        where = f"{result.threat}: " if len(report.threats) > 1 else ""
+        if text:
+            style = _TRUST_STYLES.get(result.trust.confidence, "yellow")
+            lines.append(Padding(Text(where + text, style=style), (1, 0, 0, 0)))
+    return lines
 
 
 def _data(report: Report) -> str:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 N_PROBED = 32
 N_TAUGHT = 1000  # samples that a substitute learns from
+BLIND_SHARE = 0.1
 FEWEST, SMALL_SHARE = 4, 0.01  # unbroken samples below which there is little to be wrong about
 
 
@@ -122,10 +123,14 @@ def examined(context: Context, threat: Threat, done: Sequence[Step], number: int
     passes = context.model.passes
     before = (passes.forward, passes.backward)
     text = threat.describe()
-    rows = _rows(context, context.ledger.standing(text))
+    standing = context.ledger.standing(text)
+    rows = _rows(context, standing)
+    wanted = [kind() for kind in registry.checks().values() if kind.card.round == number]
+    if not rows and number == EARLY and _was_blind(standing):
+        rows = _by_key(context, context.ledger.is_correct)[:FEWEST]
+        wanted = [check for check in wanted if check.card.is_cause]
     probe = _probe(context, threat, rows, done)
-    made = [kind() for kind in registry.checks().values() if kind.card.round == number]
-    made = [check for check in made if len(probe) or not check.card.needs_samples]
+    made = [check for check in wanted if len(probe) or not check.card.needs_samples]
     made.sort(key=lambda check: not check.card.is_cause)
     doubts = [(check.card.name, check.look(probe)) for check in made]
     found = [(name, doubt) for name, doubt in doubts if doubt is not None]
@@ -203,12 +208,22 @@ def _rows(context: Context, standing: Standing) -> list[int]:
     """Unbroken samples in the order of their keys; none where only few are in question."""
     is_open = context.ledger.is_correct & ~standing.is_broken & ~standing.is_verified
     is_open &= context.ledger.goal != context.seen.y.numpy()
-    rows = np.flatnonzero(is_open)
-    if len(rows) <= max(FEWEST - 1, SMALL_SHARE * context.ledger.is_correct.sum()):
+    n_open = int(is_open.sum())
+    if n_open <= max(FEWEST - 1, SMALL_SHARE * context.ledger.is_correct.sum()):
         return []
-    keys = context.seen.keys.numpy()[rows]
-    n = min(N_PROBED, max(N_PROBED // 4, len(rows) // 6))  # so that few survivors stay cheap
-    return rows[np.argsort(keys, kind="stable")][:n].tolist()
+    n = min(N_PROBED, max(N_PROBED // 4, n_open // 6))  # so that few survivors stay cheap
+    return _by_key(context, is_open)[:n]
+
+
+def _by_key(context: Context, mask: np.ndarray) -> list[int]:
+    """The samples of a mask in an order that does not hang on their place in the data."""
+    rows = np.flatnonzero(mask)
+    return rows[np.argsort(context.seen.keys.numpy()[rows], kind="stable")].tolist()
+
+
+def _was_blind(standing: Standing) -> bool:
+    """Whether some attack met hardly any gradients, so that it is worth knowing why."""
+    return any(blind > BLIND_SHARE * backward for backward, blind in standing.blind.values())
 
 
 def _probe(context: Context, threat: Threat, rows: list[int], done: Sequence[Step]) -> Probe:
