@@ -58,10 +58,9 @@ class Waiting(nn.Module):
         self.calls, self.home = 0, os.getpid()
 
     def forward(self, x):
-        self.calls += 1
         time.sleep(self.seconds)
-        is_elsewhere = os.getpid() != self.home
-        if is_elsewhere and self.calls > self.at > 0:
+        self.calls += os.getpid() != self.home  # in a worker
+        if self.calls > self.at > 0:
             os.kill(os.getpid(), self.signal_number or 1 // self.signal_number)
         return self.net(x)
 
