@@ -143,8 +143,8 @@ def as_graph(model: Network, x: Tensor) -> Graph:
     module = _module(model, x) if isinstance(model, Model) else model
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"A {type(module).__name__} cannot be bounded. Give a torch.nn.Module, a holdfast.Model "
-            "around one, or the path of an ONNX file."
+            f"A {type(module).__name__} cannot be bounded. Give a torch.nn.Module, a "
+            "holdfast.Model around one, or the path of an ONNX file."
         )
     if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
         return trace(module, x).graph()

@@ -57,6 +57,9 @@ class Operator(ABC):
     can_split: ClassVar[bool] = False
     """Splitting the range of the input sharpens the relaxation (elementwise operators only)."""
 
+    refines_input: ClassVar[bool] = False
+    """Bounding its input backward gives nearly what bounding its many outputs would."""
+
     @abstractmethod
     def run(self, *xs: Tensor) -> Tensor:
         """Outputs ``(n, *out)`` of inputs ``(n, *in)``."""

@@ -100,8 +100,12 @@ def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
         if node.inputs:
             independent[node.index] = single and node.op.is_diagonal
         exact = not node.inputs or single
-        non_linear = [j for j in readers[node.index] if not graph.nodes[j].op.is_affine]
-        plan.append([] if exact else non_linear)
+        wanted = [
+            j
+            for j in readers[node.index]
+            if not graph.nodes[j].op.is_affine or graph.nodes[j].op.refines_input
+        ]
+        plan.append([] if exact or node.op.refines_input else wanted)
     return plan
 
 

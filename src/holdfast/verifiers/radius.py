@@ -4,7 +4,6 @@ A ball contains every smaller one around the same input, so a proof at one radiu
 and boxes found at a radius that was too large still hold at every smaller one: each trial starts
 from the boxes of the last failure. All samples are bisected at once, each at its own radius.
 """
-# ruff: noqa: N803, N806 - A and C are the matrices of the literature
 
 from __future__ import annotations
 
@@ -61,7 +60,8 @@ def bisected_radius(
         norm: The norm; for l0 the radius is a whole number of elements.
         domain: Least and greatest inputs.
         search: Options.
-        start: Radii ``(n,)`` to try first; a hundredth of the largest by default.
+        start: Radii ``(n,)`` to try first; by default half of what the margin's gradient at the
+            input would allow.
     """
     found = []
     for i in range(0, len(x), SAMPLES):
@@ -96,9 +96,21 @@ class _Bracket:
             )
             for n in graph.nodes
         ]
-        self.trial = self.cap / 100 if start is None else start.clamp(max=self.cap)
+        guess = self._linear_guess() if start is None else start
+        self.trial = torch.minimum(guess.clamp(min=self.cap * search.smallest), self.cap)
         if norm == "l0":
             self.trial = self.trial.ceil().clamp(min=1)
+
+    @torch.enable_grad()
+    def _linear_guess(self) -> Tensor:
+        """Half the distance at which a linear network with these gradients would change."""
+        x = self.x.detach().requires_grad_(True)
+        least = torch.einsum("nkm,nm->nk", self.C, self.graph(x).flatten(1)).amin(1)
+        (slope,) = torch.autograd.grad(least.sum(), x)
+        order = {"linf": 1.0, "l2": 2.0}.get(self.norm, math.inf)
+        steepest = torch.linalg.vector_norm(slope.flatten(1), order, 1)
+        tiny = torch.finfo(x.dtype).tiny
+        return (least.detach().clamp(min=0) / steepest.clamp(min=tiny) / 2).nan_to_num(0.0)
 
     def close(self) -> Tensor:
         """Bisect until every sample's bracket is narrow; the proven ends."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ class Gaps(Affine):
     """
 
     axis: int
+    refines_input: ClassVar[bool] = True
 
     def run(self, *xs: Tensor) -> Tensor:
         """``(n, .., k, ..) -> (n, .., k, k, ..)``."""
