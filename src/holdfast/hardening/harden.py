@@ -7,7 +7,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,6 +45,7 @@ T = TypeVar("T")
 PLAN = "plan.json"
 _LEAST_TRAINING_S = 1.0
 _QUICK_LOOK = 100
+_PLAIN = ("epochs", "from_scratch", "seed", "audit", "n_audit", "groups")  # as Ask has them
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,6 @@ def build_ask(
     if not threats:
         raise PlanError("Which threat shall it withstand? Give one, e.g. threat='linf:8/255'.")
     limit = Budget.parse(budget) if isinstance(budget, str) else budget
-    own = {f.name for f in fields(Ask)}
     return Ask(
         model=_model(model, device),
         train=as_data(train),
@@ -174,8 +174,8 @@ def build_ask(
         extra=None if extra is None else as_data(extra),
         recipe=_recipe(recipe),
         seconds=None if limit is None else limit.seconds,
-        settings={k: v for k, v in options.items() if k not in own},
-        **{k: v for k, v in options.items() if k in own},
+        settings={k: v for k, v in options.items() if k not in _PLAIN},
+        **{k: v for k, v in options.items() if k in _PLAIN},
         source=model if isinstance(model, str) else "",
         command="holdfast.harden(...) from Python",
     )
