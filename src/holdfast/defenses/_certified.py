@@ -7,9 +7,10 @@ claimed: the claim is made afterwards, by the verifier.
 
 from __future__ import annotations
 
-import weakref
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from holdfast.defenses._losses import worst_case
@@ -17,13 +18,10 @@ from holdfast.defenses._steps import in_domain, scaled
 from holdfast.defenses.base import Batch, Step
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.torch_capture import Trace, trace
-from holdfast.verifiers.bounds import margins
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.trainable import blend
 
 _WARMUP = 0.1  # share of the ramp in which the radius stays 0 (Gowal et al.: 2,000 of 12,000 steps)
-
-_TRACES: weakref.WeakKeyDictionary[nn.Module, Trace] = weakref.WeakKeyDictionary()
 
 
 class Bounded(NamedTuple):
@@ -58,7 +56,7 @@ def bounded(
     size = allowed.radius.reshape(-1, *[1] * (centre.ndim - 1))
     region = BoxRegion(in_domain(allowed, centre - size), in_domain(allowed, centre + size))
     with step.full_precision():
-        rows = margins(batch.y, graph.nodes[-1].size)
+        rows = margin_rows(batch.y, graph.nodes[-1].size)
         lower = blend(graph, region, rows, linear).lower
         loss = worst_case(lower).mean()
     proven = (lower.detach() > 0).all(1).float().mean()
@@ -68,10 +66,20 @@ def bounded(
 
 def live_graph(network: nn.Module, example: Tensor) -> Graph:
     """The network in evaluation mode as a graph whose weights are the live ones."""
-    found = _TRACES.get(network)
-    if found is None:
-        found = _TRACES[network] = trace(network, example)
-    return found.graph()
+    return _traced(network, example.shape[1:], example.device).graph()
+
+
+@lru_cache(maxsize=2)
+def _traced(network: nn.Module, shape: torch.Size, device: torch.device) -> Trace:
+    """Tracing takes tenths of a second, so the networks traced last are remembered."""
+    return trace(network, torch.zeros(1, *shape, device=device))
+
+
+def margin_rows(y: Tensor, n_classes: int) -> Tensor:
+    """Rows ``z_y - z_j`` for the wrong classes ``(n, k - 1, k)``, without asking the device."""
+    eye = torch.eye(n_classes, device=y.device)
+    others = (y[:, None] + torch.arange(1, n_classes, device=y.device)) % n_classes
+    return eye[y].unsqueeze(1) - eye[others]
 
 
 def mixed(step: Step, batch: Batch, robust: Tensor, last: float) -> Tensor:

@@ -13,7 +13,7 @@ from holdfast.perturbations.ball import Ball
 from holdfast.rows import like
 from holdfast.threat import AllowedSet, Threat
 
-_BEYOND = 1e9  # a radius larger than any domain, still exact enough to subtract
+_BEYOND = 1e9  # a radius larger than any domain
 
 
 def stepped(step: Step, batch: Batch, allowed: AllowedSet, start: Tensor, size: float) -> Tensor:

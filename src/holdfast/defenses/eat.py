@@ -74,7 +74,7 @@ class EAT(Recipe):
         wrong = (logits.detach().argmax(1) != batch.y).float().mean()
         chosen, before = batch.crafted[_CHOSEN], _errors(step, len(extremes(step.threats)))
         rate = self.memory * before[chosen] + (1 - self.memory) * wrong.to(before)
-        step.state[_ERRORS] = before.scatter(0, chosen[None].to(before.device), rate[None])
+        step.state[_ERRORS] = before.scatter(0, chosen[None], rate[None])
         return batch.cross_entropy(logits).mean()
 
 
@@ -98,5 +98,5 @@ def draw(step: Step, n: int) -> int:
 def _errors(step: Step, n: int) -> Tensor:
     """Remembered error rates ``(n,)``; all the same at first."""
     errors = step.state.get(_ERRORS)
-    fresh = torch.full((n,), 0.5, dtype=torch.float64)
+    fresh = torch.full((n,), 0.5, dtype=torch.float64, device=step.model.device)
     return fresh if errors is None or len(errors) != n else errors
