@@ -39,6 +39,8 @@ def audit(
     seed: int = 0,
     batch_size: int | None = None,
     device: str | None = None,
+    workers: int = 1,
+    threads: int | None = None,
     out: str | Path | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Report:
@@ -64,6 +66,8 @@ def audit(
         seed: Of all random numbers.
         batch_size: Inputs in flight; the result does not depend on it.
         device: Where to run; None: where the model is.
+        workers: Processes that attack; the result does not depend on it.
+        threads: Threads of every process; None: what a short measurement finds fastest.
         out: Directory for the journal; a second call with the same plan goes on with it. None: a
             temporary one, removed with the report.
         on_event: Called with every event, for progress.
@@ -94,6 +98,8 @@ def audit(
         curve_steps=curve_steps,
         batch_size=batch_size,
         device=device,
+        workers=workers,
+        threads=threads,
     )
     directory = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     for event in run(plan, wrapped, as_data(data, n), directory, threats):

@@ -159,7 +159,12 @@ def test_resuming_takes_no_other_plan(audit, cli):
         result = cli("audit", "--resume", "run", *more)
         assert result.exit_code == 2, more
         assert "goes on with the plan of that run" in result.stderr
-    assert cli("audit", "--resume", "run", "--batch-size", "2").exit_code == 0
+    assert (
+        cli(
+            "audit", "--resume", "run", "--batch-size", "2", "--workers", "2", "--threads", "1"
+        ).exit_code
+        == 0
+    )
     result = cli("audit", "--resume", "nowhere")
     assert result.exit_code == 4
     assert "There is no run in nowhere" in result.stderr

@@ -47,6 +47,8 @@ def audit(
     seed: options.SeedOption = None,
     device: options.DeviceOption = None,
     batch_size: options.BatchOption = None,
+    workers: options.WorkersOption = None,
+    threads: options.ThreadsOption = None,
     out: options.OutOption = None,
     resume: options.ResumeOption = None,
     as_json: options.JsonOption = False,
@@ -77,6 +79,8 @@ def audit(
         "seed": seed,
         "device": device,
         "batch_size": batch_size,
+        "workers": workers,
+        "threads": threads,
     }
     if resume is not None:
         plan, directory = _resumed(resume, model, out, given), resume
@@ -113,8 +117,9 @@ def _resumed(resume: Path, model: str | None, out: Path | None, given: dict[str,
     plan = make_plan(base, given)
     if model is not None or out is not None or plan.id != base.id:
         raise PlanError(
-            "--resume goes on with the plan of that run: only --budget, --device, --batch-size "
-            "and --json can be given with it. For another plan, start a new run."
+            "--resume goes on with the plan of that run: only --budget, --device, --batch-size, "
+            "--workers, --threads and --json can be given with it. For another plan, start a new "
+            "run."
         )
     return plan
 

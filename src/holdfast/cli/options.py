@@ -171,6 +171,26 @@ BatchOption = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="Processes that attack, on a CUDA device each where there are several. Same results.",
+        metavar="N",
+        rich_help_panel=_RUN,
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Threads of every process. Default: what a short measurement finds fastest.",
+        metavar="N",
+        rich_help_panel=_RUN,
+    ),
+]
 OutOption = Annotated[
     Path | None,
     typer.Option(
