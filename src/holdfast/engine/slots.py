@@ -278,6 +278,8 @@ class Slots:
         ).tolist()
         values = torch.stack([tally.margin, tally.loss, tally.confidence], 1).tolist()
         flags = torch.stack([accepted[rows], stopped[rows]], 1).tolist()
+        scores = tally.best_score.tolist()
+        best = tally.best if self.rules.keep_best else None
         for i, row in enumerate(rows.tolist()):
             is_broken, is_stopped = flags[i]
             forward, backward, rejected, zero = counts[i]
@@ -292,8 +294,8 @@ class Slots:
                 confidence=values[i][2],
                 rejected=rejected,
                 zero_gradients=zero,
-                best=tally.best[i] if self.rules.keep_best else None,
-                best_score=float(tally.best_score[i]) if self.rules.keep_best else -math.inf,
+                best=best[i] if best is not None else None,
+                best_score=scores[i],
             )
             ended.append(one)
         return self._with_artefacts(ended, rows, tally, verdict)
