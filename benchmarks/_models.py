@@ -54,7 +54,8 @@ class LeNet5(nn.Module):
         return self.linear2(F.relu(self.linear1(x.flatten(1))))
 
 
-def _small(channels: int, width: int) -> nn.Module:
+def small(channels: int, width: int) -> nn.Module:
+    """The convolutional network of ``mnist_fgsm`` and of several published files."""
     return nn.Sequential(
         nn.Conv2d(channels, 16, 4, 2, 1),
         nn.ReLU(),
@@ -68,7 +69,7 @@ def _small(channels: int, width: int) -> nn.Module:
 
 
 _FILES = {
-    "mnist_fgsm": ("fast_adversarial/mnist_fgsm.pth", lambda: _small(1, 7)),
+    "mnist_fgsm": ("fast_adversarial/mnist_fgsm.pth", lambda: small(1, 7)),
     "mnist_clean": ("advertorch/mnist_lenet5_clntrained.pt", LeNet5),
     "mnist_pgd": ("advertorch/mnist_lenet5_advtrained.pt", LeNet5),
 }

@@ -30,6 +30,13 @@ class Stage(BaseModel):
     """Norms this stage is for; empty: all that the attack can do."""
     access: tuple[Access, ...] = ()
     """Accesses this stage is for; empty: every one that is enough for the attack."""
+    within: float | None = Field(default=None, gt=0)
+    """Job j (from 0) is only for samples with less than ``within / (j + 1)`` of their clean margin
+    left: work goes to those closest to falling. None: for all."""
+    share: float | None = Field(default=None, gt=0, le=1)
+    """Only for a random share of the samples, drawn by each sample's own key. None: for all."""
+    when: Literal["found"] | None = None
+    """``found``: only if an earlier stage with a ``share`` broke a sample. None: always."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -39,7 +46,10 @@ class Stage(BaseModel):
     def describe(self) -> str:
         """A short label, e.g. ``apgd(loss=ce, steps=100)``."""
         inner = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.attack}({inner})"
+        for_whom = [f"for a random {self.share:.0%}"] if self.share is not None else []
+        if self.within is not None:
+            for_whom.append(f"within {self.within:g} of the margin")
+        return ", ".join([f"{self.attack}({inner})", *for_whom])
 
 
 class Budget(BaseModel):

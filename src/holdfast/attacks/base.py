@@ -36,6 +36,8 @@ class Card:
         norms: The threats' norms it can work in.
         is_stochastic: Whether it draws random numbers.
         is_minimal: Whether it looks for the smallest change rather than for any allowed one.
+        is_blind: Whether it searches without gradients, if only at first: what it breaks after
+            gradient attacks have failed is a sign that the gradients mislead.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Card:
     norms: frozenset[str] = NORMS
     is_stochastic: bool = True
     is_minimal: bool = False
+    is_blind: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,14 @@ class Attack(ABC):
     @abstractmethod
     def tell(self, state: Any, answer: Answer) -> Any:
         """The state one step further. Rows that are ``finished`` have nothing more to ask."""
+
+    def phase(self, state: Any) -> Tensor | None:
+        """What kind of question each row has now ``(n,)`` int64; None: always the same kind.
+
+        Rows of different kinds (several gradients, one, none) are kept apart: ``ask`` and ``tell``
+        only ever see rows of one kind together.
+        """
+        return None
 
     def option(self, name: str, default: int) -> int:
         """An option that not every attack has, e.g. ``restarts``."""

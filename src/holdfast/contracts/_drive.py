@@ -139,12 +139,37 @@ def drive(
             continue
         asked[jobs] += 1
         _within_budget(attack, asked)
-        query = attack.ask(state)
-        answer = reply(model, query)
-        steps.append(_step(problem, jobs, query.points, answer.logits))
-        state = attack.tell(state, answer)
+        state, jobs = _by_phase(attack, state, jobs)
+        parts = [_advance(attack, model, part) for part in _apart(attack, state)]
+        points, logits = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+        steps.append(_step(problem, jobs, points, logits))
+        state = rows.join([part[2] for part in parts])
         state = handle(state, len(steps)) if handle else state
     return Trace(problem, tuple(steps) or (_nothing(problem),))
+
+
+def _by_phase(attack: Attack, state: Any, jobs: Tensor) -> tuple[Any, Tensor]:
+    """The rows ordered by the kind of their question, where there are several."""
+    phase = attack.phase(state)
+    if phase is None or len(phase.unique()) == 1:
+        return state, jobs
+    order = phase.argsort(stable=True)
+    return rows.take(state, order), jobs[order]
+
+
+def _apart(attack: Attack, state: Any) -> list[Any]:
+    """The state cut where the kind of question changes; rows are ordered by it."""
+    phase = attack.phase(state)
+    if phase is None or len(phase.unique()) == 1:
+        return [state]
+    return [rows.take(state, phase == kind) for kind in phase.unique()]
+
+
+def _advance(attack: Attack, model: Classifier, state: Any) -> tuple[Tensor, Tensor, Any]:
+    """One question of rows of one kind: the points, the logits, the state after it."""
+    query = attack.ask(state)
+    answer = reply(model, query)
+    return query.points, answer.logits, attack.tell(state, answer)
 
 
 def _running(state: Any, jobs: Tensor) -> tuple[Any, Tensor]:

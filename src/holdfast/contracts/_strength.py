@@ -164,7 +164,7 @@ def _own_loss(
     objective = attack.ask(attack.init(problem)).objective
 
     def value(points: Tensor, jobs: Tensor) -> Array:
-        if objective is None:
+        if objective is None or objective.width:
             return _margins(model, points, problem.y[jobs])
         with torch.no_grad():
             logits = model(points)

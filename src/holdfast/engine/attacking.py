@@ -2,6 +2,8 @@
 
 Every sample walks through the cascade on its own, one job at a time, and leaves it when it falls.
 Waiting samples stand in one queue: earlier jobs first, and among equals those closest to falling.
+A stage that is for some samples only (see :class:`~holdfast.engine.cascade.Terms`) is noted as
+spared for the others.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ import numpy as np
 import torch
 
 from holdfast.attacks.base import Problem
-from holdfast.engine.cascade import Step, rank_wrong, walk
+from holdfast.engine.cascade import Step, has_found, parts, rank_wrong, walk
 from holdfast.engine.found import submit
 from holdfast.engine.ledger import REUSED, Standing
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import NO_LIMIT, Ended, Job, Rules, Slots
 from holdfast.events import Event, PhaseDone
-from holdfast.record import Attempt
+from holdfast.record import Attempt, Spared
 from holdfast.threat import Threat
+
+_DRAW = 0x5A
+"""What a sample's draw for stages with a ``share`` hangs on, beside seed, threat and sample."""
 
 if TYPE_CHECKING:
     from holdfast.engine.run import Context
@@ -44,6 +49,10 @@ class Attacking:
         self._queue: list[tuple[int, int, float, int]] = []
         self._active = [0] * len(steps)
         self._announced = announced
+        self._end = len(steps)
+        self._is_on = [True] * len(steps)
+        keys = Rng(context.seen.keys).fold(context.plan.seed).fold(_number(self.text)).fold(_DRAW)
+        self._draws = keys.uniform((len(steps),), torch.float64).numpy()
 
     # ------------------------------------------------------------------ walks
 
@@ -62,16 +71,32 @@ class Attacking:
             at -= count
         return None
 
-    def _wait(self, sample: int) -> bool:
-        """Put a sample in the queue, unless its walk is over."""
-        place = self._place(sample)
-        if place is None or self._is_done(sample):
-            return False
-        step, job = place
-        margin = max(float(self.standing.margin[sample]), float(self.context.ledger.margin[sample]))
-        heapq.heappush(self._queue, (step, job, -margin, sample))
-        self._active[step] += 1
-        return True
+    def _wait(self, sample: int) -> None:
+        """Put a sample in the queue, unless its walk is over or waits for the others."""
+        while not self._is_done(sample):
+            place = self._place(sample)
+            if place is None or place[0] >= self._end:
+                return
+            step, job = place
+            if self._wants(sample, step, job):
+                heapq.heappush(self._queue, (step, job, -self._margin(sample), sample))
+                self._active[step] += 1
+                return
+            jobs, stage = self._counts[step] - job, self.steps[step].stage
+            spared = Spared(threat=self.text, sample=sample, stage=stage, jobs=jobs)
+            self.context.append([spared])
+
+    def _wants(self, sample: int, step: int, job: int) -> bool:
+        """Whether a sample is one of those that a stage is for."""
+        clean = float(self.context.ledger.margin[sample])
+        is_targeted = self.context.plan.goal.is_targeted  # margins then mean another class
+        left = 0.0 if is_targeted or clean >= 0 else self._margin(sample) / clean
+        draw = float(self._draws[sample, step])
+        return self._is_on[step] and self.steps[step].terms.wants(left, job, draw)
+
+    def _margin(self, sample: int) -> float:
+        """The largest margin met, the clean input's among them."""
+        return max(float(self.standing.margin[sample]), float(self.context.ledger.margin[sample]))
 
     def _is_done(self, sample: int) -> bool:
         standing = self.standing
@@ -83,21 +108,45 @@ class Attacking:
     def run(self) -> Iterator[Event]:
         """All jobs, until every walk is over or the time is."""
         self._reuse()
+        slots = self.context.slots_for(Rules(quantise=self.context.plan.quantise is not None))
+        for end in parts(self.steps):
+            self._go_on_to(end)
+            yield from self._part(slots)
+            if self.n_unfinished:
+                return
+        yield from self._say(is_end=True)
+
+    def _go_on_to(self, end: int) -> None:
+        """The steps before ``end`` may run; which of them do is decided by those before them."""
+        self._end = end
+        for i, step in enumerate(self.steps[:end]):
+            if step.terms.when:
+                self._is_on[i] = has_found(self.steps[:i], self.standing.broken_by)
+        for sample in self._attacked():
+            self._wait(sample)
+
+    def _attacked(self) -> list[int]:
+        """Samples that there is something to attack in."""
         ledger = self.context.ledger
         wants_more = ledger.goal != self.context.seen.y.numpy()  # else the goal is the label itself
-        for sample in np.flatnonzero(ledger.is_correct & wants_more).tolist():
-            self._wait(sample)
-        slots = self.context.slots_for(Rules(quantise=self.context.plan.quantise is not None))
+        return np.flatnonzero(ledger.is_correct & wants_more).tolist()
+
+    def _n_waiting(self) -> int:
+        """Samples whose walk is not over."""
+        open_ = [i for i in self._attacked() if not self._is_done(i)]
+        return sum(self._place(i) is not None for i in open_)
+
+    def _part(self, slots: Slots | Crew) -> Iterator[Event]:
+        """All jobs before the next pause."""
         while self._queue or not slots.is_empty:
             if self.context.is_over_time:
-                self.n_unfinished = sum(self._active)
+                self.n_unfinished = self._n_waiting()
                 return
             self._refill(slots)
             ended = slots.tick()
             self._record(ended)
             yield from self.context.notices()
             yield from self._say()
-        yield from self._say(is_end=True)
 
     def _refill(self, slots: Slots | Crew) -> None:
         free = slots.free

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,26 @@ from holdfast.threat import Access, Goal
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """Which samples a stage is for; the fields of the same names of :class:`~holdfast.plan.Stage`.
+
+    All but ``when`` are decided by the sample's own records and key.
+    """
+
+    within: float | None = None
+    share: float | None = None
+    when: str | None = None
+
+    def wants(self, left: float, job: int, draw: float) -> bool:
+        """Whether job ``job`` is for a sample with this share of its margin left.
+
+        ``draw`` is the sample's own uniform random number.
+        """
+        is_near = self.within is None or left * (job + 1) < self.within
+        return is_near and (self.share is None or draw < self.share)
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One stage that fits: its place in the plan, its label, its attack, its gradients' route."""
 
@@ -25,6 +46,7 @@ class Step:
     label: str
     attack: Attack
     route: Route | None = None
+    terms: Terms = Terms()
 
 
 def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[Step], list[Finding]]:
@@ -46,7 +68,8 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
         elif not access.allows(card.access):
             reason = f"it needs {card.access.value}, and the attacker sees {access.value} only"
         else:
-            steps.append(Step(i, stage.describe(), attack))
+            terms = Terms(stage.within, stage.share, stage.when)
+            steps.append(Step(i, stage.describe(), attack, terms=terms))
             continue
         text = f"The attack {stage.describe()} was left out: {reason}."
         findings.append(Finding(code="attack_left_out", level="info", text=text))
@@ -70,6 +93,18 @@ def walk(step: Step, ranked: Sequence[int], goal: int) -> list[tuple[int, int]]:
     targets = [goal] if goal >= 0 or n_targets == 0 else list(ranked[:n_targets])
     restarts = step.attack.option("restarts", 1)
     return [(target, restart) for restart in range(restarts) for target in targets]
+
+
+def parts(steps: Sequence[Step]) -> list[int]:
+    """Where the cascade pauses: ends of its parts, each decided on when the last one is over."""
+    starts = [i for i, step in enumerate(steps) if step.terms.when and i > 0]
+    return [*starts, len(steps)]
+
+
+def has_found(steps: Sequence[Step], broken_by: np.ndarray) -> bool:
+    """Whether one of the stages for a random share of the samples broke any."""
+    audits = [step.stage for step in steps if step.terms.share is not None]
+    return bool(np.isin(broken_by, audits).any())
 
 
 def rank_wrong(logits: Tensor, y: Tensor, n: int) -> Tensor:

@@ -109,6 +109,11 @@ class _Lane:
         query = self.attack.ask(self.state)
         return query if self.route is None else replace(query, route=self.route)
 
+    def part(self, rows: Tensor) -> _Lane:
+        """The lane of some of its rows."""
+        jobs = [self.jobs[i] for i in rows.tolist()]
+        return _Lane(self.attack, take(self.state, rows), take(self.tally, rows), jobs, self.route)
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
@@ -133,7 +138,7 @@ class Slots:
         self.model = model
         self.size = size
         self.rules = rules
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: dict[tuple[int, int], _Lane] = {}  # by stage and phase
 
     @property
     def free(self) -> int:
@@ -159,13 +164,18 @@ class Slots:
         """
         problem = replace(problem, goal=goal)
         tally = self._tally(jobs, problem, goal)
-        lane = _Lane(attack, attack.init(problem), tally, list(jobs), route)
-        old = self._lanes.get(jobs[0].stage)
-        if old is not None:
-            lane.state = join([old.state, lane.state])
-            lane.tally = join([old.tally, lane.tally])
-            lane.jobs = old.jobs + lane.jobs
-        self._lanes[jobs[0].stage] = lane
+        self._file(jobs[0].stage, _Lane(attack, attack.init(problem), tally, list(jobs), route))
+
+    def _file(self, stage: int, lane: _Lane) -> None:
+        """Put a lane's rows with those of the same stage and phase."""
+        for phase, rows in _phases(lane):
+            part = lane if rows is None else lane.part(rows)
+            old = self._lanes.get((stage, phase))
+            if old is not None:
+                part.state = join([old.state, part.state])
+                part.tally = join([old.tally, part.tally])
+                part.jobs = old.jobs + part.jobs
+            self._lanes[stage, phase] = part
 
     def _tally(self, jobs: Sequence[Job], problem: Problem, goal: Tensor) -> _Tally:
         y, x = problem.y, problem.x
@@ -196,11 +206,20 @@ class Slots:
         queries = [lane.ask() for _, lane in lanes]
         answers = self.model.answer(queries)
         ended: list[Ended] = []
-        for (stage, lane), query, answer in zip(lanes, queries, answers, strict=True):
+        for (_, lane), query, answer in zip(lanes, queries, answers, strict=True):
             ended += self._advance(lane, query, answer)
-            if not lane.jobs:
-                del self._lanes[stage]
+        self._regroup(lanes)
         return ended
+
+    def _regroup(self, lanes: Sequence[tuple[tuple[int, int], _Lane]]) -> None:
+        """Rows that came into another phase join the lane of that phase; empty lanes go."""
+        is_moved = [_phases(lane) != [(phase, None)] for (_, phase), lane in lanes]
+        for (key, _), moved in zip(lanes, is_moved, strict=True):
+            if moved:
+                del self._lanes[key]
+        for ((stage, _), lane), moved in zip(lanes, is_moved, strict=True):
+            if moved and lane.jobs:
+                self._file(stage, lane)
 
     def _advance(self, lane: _Lane, query: Query, answer: Answer) -> list[Ended]:
         paid = query.passes(self.model.draws)
@@ -335,6 +354,17 @@ class Slots:
         lane.jobs = [lane.jobs[i] for i in kept.tolist()]
         if lane.jobs:
             lane.state, lane.tally = take(lane.state, kept), take(lane.tally, kept)
+
+
+def _phases(lane: _Lane) -> list[tuple[int, Tensor | None]]:
+    """The phases of a lane's rows, each with its rows; None: all of them."""
+    phase = lane.attack.phase(lane.state) if lane.jobs else None
+    if phase is None:
+        return [(0, None)] if lane.jobs else []
+    kinds = phase.unique().tolist()
+    if len(kinds) == 1:
+        return [(kinds[0], None)]
+    return [(kind, (phase == kind).nonzero().squeeze(1)) for kind in kinds]
 
 
 def _counted(

@@ -1,0 +1,62 @@
+"""AutoAttack's own code and its copies behind one function each: ``(net, x, y, case) -> x_adv``.
+
+Nothing is stubbed and nothing is corrected: every library runs as its users run it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from _validation import Case
+
+Tool = Callable[[nn.Module, Tensor, Tensor, Case], Tensor]
+NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def reference(folder: Path, version: str = "standard", seed: int = 0) -> Tool:
+    """The authors' code in ``folder`` (a checkout of fra31/auto-attack)."""
+
+    def run(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+        from autoattack import AutoAttack  # type: ignore[import-not-found]
+
+        attack = AutoAttack(
+            net,
+            norm=NORMS[case.norm],
+            eps=case.eps,
+            seed=seed,
+            version=version,
+            verbose=False,
+            device=str(x.device),
+        )
+        return attack.run_standard_evaluation(x, y, bs=len(x))
+
+    return run
+
+
+def torchattacks(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
+    """What torchattacks calls AutoAttack."""
+    import torchattacks as library
+
+    attack = library.AutoAttack(net, norm=NORMS[case.norm], eps=case.eps, seed=0)
+    return attack(x, y)
+
+
+def art(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
+    """What ART calls AutoAttack."""
+    from art.attacks.evasion import AutoAttack
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        net, nn.CrossEntropyLoss(), x.shape[1:], 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+    norm = {"linf": np.inf, "l2": 2, "l1": 1}[case.norm]
+    attack = AutoAttack(classifier, norm=norm, eps=case.eps, batch_size=len(x))
+    return torch.from_numpy(np.asarray(attack.generate(x.numpy(), y.numpy()))).to(x)
