@@ -44,6 +44,7 @@ def fitted(epochs: int = 15) -> nn.Sequential:
             optimiser.zero_grad()
             nn.functional.cross_entropy(net(x), y).backward()
             optimiser.step()
+    optimiser.zero_grad()
     return net.eval()
 
 

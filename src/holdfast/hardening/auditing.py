@@ -25,6 +25,7 @@ from holdfast.plan import Budget, DataSpec, ModelSpec, Plan
 if TYPE_CHECKING:
     from holdfast.reports.report import Report
 
+CASCADE = "standard"
 _SHARE, _MOST_S = 0.12, 120.0  # of the budget, for the audit after; the one before takes less
 _BEFORE_SHARE = 0.06
 _PASSES = 5000  # forward and backward passes of `standard` per sample, most of them robust
@@ -118,6 +119,7 @@ class Audits:
             model=ModelSpec(source=ask.source, weights=ask.weights),
             data=DataSpec(source=ask.names.get("test", "")),
             threats=tuple(t.describe() for t in ask.threats),
+            cascade=CASCADE,
             budget=Budget(seconds=seconds),
             verify="fast" if self._has_time_for_proofs else "off",
             curve_steps=0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,9 @@ def trainable_copy(model: Model) -> Model:
 
 def _copied(module: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, while it copies an exported program
+            return copy.deepcopy(module)
     except Exception as error:
         raise ModelError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and your "

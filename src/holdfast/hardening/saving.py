@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -44,7 +45,8 @@ def _program(module: nn.Module, source: Path, directory: Path) -> Path:
     """The exported program with new weights."""
     from holdfast.loading.guard import checked_archive, weights_only
 
-    with weights_only():
+    with weights_only(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         program = torch.export.load(checked_archive(source))
     new = {name.removeprefix("program."): t for name, t in module.state_dict().items()}
     missing = [name for name in program.state_dict if name not in new]
@@ -59,7 +61,9 @@ def _program(module: nn.Module, source: Path, directory: Path) -> Path:
     path = directory / "hardened.pt2"
     draft = path.with_name(".hardened.tmp.pt2")
     try:
-        torch.export.save(program, draft)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(program, draft)
         draft.replace(path)
     except (OSError, RuntimeError) as error:
         draft.unlink(missing_ok=True)
