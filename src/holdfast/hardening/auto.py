@@ -7,6 +7,7 @@ enough epochs, then TRADES with perturbed and averaged weights. Every choice say
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -159,7 +160,7 @@ def _check_affordable(asked: Asked, costs: Costs, epochs: float, n_train: int) -
     raise PlanError(
         f"The budget leaves {asked.seconds:.3g} s for training, but one pass over the {n_train} "
         f"training samples takes {needed:.3g} s here even with the cheapest recipe. Give at least "
-        f"--budget {2 * needed:.0f}s, fewer samples (--n), or a faster device."
+        f"--budget {math.ceil(2 * needed)}s, fewer samples (--n), or a faster device."
     )
 
 
