@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class Log:
     def __init__(self, directory: Path | None) -> None:
         self.path = None if directory is None else directory / NAME
         self._board = None if directory is None else _board(directory)
+        self._tracker = None if directory is None else _tracker()
 
     def write(self, what: str, index: int, record: Any) -> None:
         """Append one measurement: a dataclass of plain values."""
@@ -35,10 +37,15 @@ class Log:
                 file.write(line + "\n")
         except OSError as error:
             raise explained(error, self.path) from error
+        self._show(what, index, {k: v for k, v in values.items() if isinstance(v, int | float)})
+
+    def _show(self, what: str, index: int, numbers: dict[str, float]) -> None:
         if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(f"{what}/{name}", value, index)
+            for name, value in numbers.items():
+                self._board.add_scalar(f"{what}/{name}", value, index)
+        if self._tracker is not None:
+            named = {f"{what}/{name}": float(value) for name, value in numbers.items()}
+            self._tracker.log_metrics(named, step=index)
 
     def cut(self, index: int) -> None:
         """Drop what was written after the checkpoint that the training goes on from."""
@@ -74,6 +81,17 @@ def _index(line: str) -> int:
         return int(json.loads(line)["update"])
     except (ValueError, KeyError, TypeError):
         return _TORN
+
+
+def _tracker() -> Any:
+    """MLflow where it is installed and told where to write (``MLFLOW_TRACKING_URI``)."""
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        return None
+    try:
+        import mlflow  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return mlflow
 
 
 def _board(directory: Path) -> Any:
