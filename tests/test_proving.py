@@ -105,7 +105,7 @@ def test_bad_input_is_told(net, x):
         bounds(net, x, "linf:0.1", method="magic")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="allowed: linf"):
         certified_radius(net, x, torch.zeros(5, dtype=torch.long), "l3")  # type: ignore[arg-type]
-    with pytest.raises(GraphError, match="ends in .onnx"):
+    with pytest.raises(GraphError, match=r"ends in \.onnx"):
         bounds("model.pt", x, "linf:0.1")
 
 

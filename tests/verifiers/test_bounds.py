@@ -7,6 +7,7 @@ from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers import propagation
 from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.bounds import bounds, margins
+from holdfast.verifiers.crown import windowed
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import threat_region
 
@@ -58,7 +59,7 @@ def test_bounds_grow_with_the_radius(net, x):
 def test_gradients_match_finite_differences(net, x):
     graph = capture(net, x, fold=False)
     eps = torch.full((3,), 0.05, dtype=torch.float64, requires_grad=True)
-    for method in ("interval", "crown-ibp", "crown"):
+    for method in METHODS:
         for norm in ("linf", "l2", "l1"):
             value = bounds(graph, x, eps, norm, method=method, domain=None).lower.sum()
             (slope,) = torch.autograd.grad(value, eps)
@@ -134,5 +135,36 @@ def test_windows_give_the_bounds_of_dense_coefficients(norm, eps, monkeypatch):
     monkeypatch.setattr(propagation, "windowed", lambda *_: None)
     dense = propagate(graph, region)
     for a, b in zip(kept.boxes, dense.boxes, strict=True):
+        torch.testing.assert_close(a.lower, b.lower, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(a.upper, b.upper, atol=1e-12, rtol=1e-12)
+
+
+def test_windows_follow_both_paths_of_a_residual_block(monkeypatch):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 3, 3, 2, 1)
+            self.first, self.second = nn.Conv2d(3, 2, 3, 1, 1), nn.Conv2d(2, 2, 3, 1, 1)
+            self.shortcut = nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            z = torch.relu(self.stem(x))
+            return torch.relu(self.second(torch.relu(self.first(z))) + self.shortcut(z))
+
+    torch.manual_seed(8)
+    graph = capture(Block().eval(), torch.rand(1, 1, 24, 24), fold=False).to(torch.float64)
+    region = threat_region(torch.rand(1, 1, 24, 24, dtype=torch.float64), 0.1, "linf")
+    kept = []
+
+    def noted(*args):
+        kept.append(windowed(*args))
+        return kept[-1]
+
+    monkeypatch.setattr(propagation, "windowed", noted)
+    sparse = propagate(graph, region)
+    assert sum(k is not None for k in kept) >= 4
+    monkeypatch.setattr(propagation, "windowed", lambda *_: None)
+    dense = propagate(graph, region)
+    for a, b in zip(sparse.boxes, dense.boxes, strict=True):
         torch.testing.assert_close(a.lower, b.lower, atol=1e-12, rtol=1e-12)
         torch.testing.assert_close(a.upper, b.upper, atol=1e-12, rtol=1e-12)

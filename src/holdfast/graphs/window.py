@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Window(NamedTuple):
@@ -46,3 +47,19 @@ class Window(NamedTuple):
         flat, _ = self.positions(full.shape[2:])
         picked = full.flatten(2).transpose(1, 2)[self.sample[:, None], flat.flatten(1)]
         return picked.transpose(1, 2).reshape(len(self.A), *self.A.shape[2:])
+
+    def joined(self, other: Window) -> Window | None:
+        """The sum of both in one larger window; None unless all rows differ by the same shift."""
+        shift = other.origin - self.origin
+        if len(shift) and bool((shift != shift[:1]).any()):
+            return None
+        steps = shift[0].tolist() if len(shift) else [0] * self.origin.shape[1]
+        sizes = zip(self.A.shape[3:], other.A.shape[3:], strict=True)
+        mine: list[int] = []
+        theirs: list[int] = []
+        for step, (a, b) in reversed(list(zip(steps, sizes, strict=True))):
+            begin, end = min(0, step), max(a, step + b)
+            mine += [-begin, end - a]
+            theirs += [step - begin, end - step - b]
+        first = self.origin + shift.clamp(max=0)
+        return Window(pad(self.A, mine) + pad(other.A, theirs), first, self.sample)

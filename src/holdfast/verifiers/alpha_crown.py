@@ -22,6 +22,9 @@ from holdfast.verifiers.crown import Cuts, State, pull_back
 from holdfast.verifiers.propagation import padded_index, plan_refinement
 from holdfast.verifiers.regions import Region
 
+# Step size where slopes start from their defaults; twenty steps then cross the whole range.
+RATE = 0.5
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,9 @@ def optimise(
     Returns:
         The best choices of every row and their bounds ``(n, k)``, without regard to rounding.
     """
+    if not choices.parameters and not choices.multipliers:
+        bound = pull_back(graph, start, A, state, rounding=False)
+        return choices, region.minimum(bound.A) + bound.constant
     names = [("a", i) for i in choices.parameters] + [("b", i) for i in choices.multipliers]
     x = [choices.parameters[i] if kind == "a" else choices.multipliers[i] for kind, i in names]
     first, second = [torch.zeros_like(t) for t in x], [torch.zeros_like(t) for t in x]
@@ -148,9 +154,10 @@ def _select(better: Tensor, new: Tensor, old: Tensor, kind: str) -> Tensor:
     return torch.where(mask.reshape(1, *mask.shape, *[1] * (new.dim() - 3)), new, old)
 
 
-@torch.no_grad()
 def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 256) -> State:
     """Tighter boxes of all nodes before non-linear ones, by optimised slopes.
+
+    Slopes are sought without gradients; the boxes that they give are differentiable.
 
     Args:
         graph: The network in the precision of the region and the state.
@@ -160,7 +167,8 @@ def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 
         rows: Neurons optimised at once.
     """
     boxes = list(state.boxes)
-    quick, low_region = graph.to(torch.float32), region.to(torch.float32)
+    with torch.no_grad():
+        quick, low_region = graph.to(torch.float32), region.to(torch.float32)
     for node, readers in zip(graph.nodes, plan_refinement(graph, region.is_box), strict=True):
         if not readers:
             continue
@@ -170,7 +178,7 @@ def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 
         index = padded_index(loose)
         lower, upper = box.lower.flatten(1), box.upper.flatten(1)
         for part in index.split(rows, 1) if index.shape[1] else ():
-            unit = torch.zeros(len(part), part.shape[1], node.size, dtype=lower.dtype)
+            unit = lower.new_zeros(len(part), part.shape[1], node.size)
             unit = unit.scatter(2, part.unsqueeze(2), 1.0).reshape(*part.shape, *node.shape)
             A = torch.cat([unit, -unit], 1)
             found = _optimised_bound(graph, quick, node.index, A, state, region, low_region, steps)
@@ -210,9 +218,11 @@ def _optimised_bound(
     steps: int,
 ) -> Tensor:
     """Searches choices in float32, evaluates them with rounding in the state's precision."""
-    low_state = low_precision(state)
-    choices = default_choices(quick, low_state, start, A.shape[1])
-    choices, _ = optimise(quick, start, A.float(), low_state, low_region, choices, steps=steps)
+    with torch.no_grad():
+        low_state = low_precision(state)
+        choices = default_choices(quick, low_state, start, A.shape[1])
+        args = (quick, start, A.float(), low_state, low_region, choices)
+        choices, _ = optimise(*args, steps=steps, rate=RATE)
     exact = choices.map(lambda t: t.to(A.dtype))
     bound = pull_back(graph, start, A, state, parameters=exact.parameters)
     return region.minimum(bound.A) + bound.constant

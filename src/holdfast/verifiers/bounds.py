@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
 from holdfast.graphs.torch_capture import capture
-from holdfast.verifiers.alpha_crown import default_choices, low_precision, optimise, sharpen
+from holdfast.verifiers.alpha_crown import (
+    RATE,
+    default_choices,
+    low_precision,
+    optimise,
+    sharpen,
+)
 from holdfast.verifiers.crown import State, pull_back
 from holdfast.verifiers.elision import elided
 from holdfast.verifiers.propagation import propagate
@@ -60,8 +66,8 @@ def bounds(
             and about half of them are off by an ulp or so to the unsafe side.
 
     Returns:
-        Lower and upper bounds; differentiable with respect to ``x`` and ``eps`` except for
-        ``alpha-crown``.
+        Lower and upper bounds, differentiable in ``x``, ``eps`` and weights that require gradients
+        (``alpha-crown``: at the slopes found, which are held fixed).
 
     Raises:
         GraphError: The network cannot be captured.
@@ -147,21 +153,14 @@ def _rows(graph: Graph, C: Tensor | None, n: int, dtype: torch.dtype) -> Tensor:
     return C.expand(n, *C.shape) if C.dim() == 2 else C
 
 
-@torch.no_grad()
 def _optimised(graph: Graph, region: Region, state: State, A: Tensor, steps: int) -> Tensor:
     """Choices searched in float32, bounds evaluated in the graph's precision."""
-    start, quick = len(graph.nodes) - 1, graph.to(torch.float32)
-    low = low_precision(state)
-    choices = default_choices(quick, low, start, A.shape[1])
-    choices, _ = optimise(
-        quick, start, A.float(), low, region.to(torch.float32), choices, steps=steps
-    )
-    bound = pull_back(
-        graph,
-        start,
-        A,
-        state,
-        parameters=choices.map(lambda t: t.to(A.dtype)).parameters,
-        rounding=A.dtype == torch.float64,
-    )
+    start, rounding = len(graph.nodes) - 1, A.dtype == torch.float64
+    with torch.no_grad():
+        quick, low = graph.to(torch.float32), low_precision(state)
+        args = (quick, start, A.float(), low, region.to(torch.float32))
+        choices = default_choices(quick, low, start, A.shape[1])
+        choices, _ = optimise(*args, choices, steps=steps, rate=RATE)
+    chosen = choices.map(lambda t: t.to(A.dtype)).parameters
+    bound = pull_back(graph, start, A, state, parameters=chosen, rounding=rounding)
     return region.minimum(bound.A) + bound.constant

@@ -196,32 +196,44 @@ def windowed(
     Returns:
         Lower and upper bounds ``(r,)``; None where windows are not kept or would outgrow the map.
     """
-    node, r = graph.nodes[start], len(pairs)
-    if len(node.shape) < 2:
+    shape, r = graph.nodes[start].shape, len(pairs)
+    if len(shape) < 2:
         return None
-    place = torch.unravel_index(pairs[:, 1], node.shape)
-    box = state.boxes[start].lower
-    A = box.new_zeros(r, 1, node.shape[0], *[1] * (len(node.shape) - 1))
+    place = torch.unravel_index(pairs[:, 1], shape)
+    A = state.boxes[start].lower.new_zeros(r, 1, shape[0], *[1] * (len(shape) - 1))
     A[torch.arange(r), 0, place[0]] = 1.0
-    window = Window(A, torch.stack(place[1:], 1), pairs[:, 0])
+    pending = {start: Window(A, torch.stack(place[1:], 1), pairs[:, 0])}
     constant, error = A.new_zeros(r, 1), A.new_zeros(r, 1)
     unit, mirrored = 2 * gamma(graph, A.dtype), True
     while True:
+        node = graph.nodes[max(pending)]
         if mirrored and (node.index == 0 or not node.op.is_affine):
-            window, mirrored = window._replace(A=torch.cat([window.A, -window.A], 1)), False
-            constant = torch.cat([constant, -constant], 1)
+            pending = {i: w._replace(A=torch.cat([w.A, -w.A], 1)) for i, w in pending.items()}
+            constant, error = torch.cat([constant, -constant], 1), torch.cat([error] * 2, 1)
+            mirrored = False
+        window = pending.pop(node.index)
         magnitude = state.magnitudes[node.index] if rounding else None
         if magnitude is not None:
             error = error + unit * magnitude[window.sample] * _l1(window.A)
         if node.index == 0:
             break
-        if len(node.inputs) != 1:
-            return None
-        pulled = node.op.pull_window(window, [state.boxes[node.inputs[0]]])
+        pulled = node.op.pull_window(window, [state.boxes[i] for i in node.inputs])
         if pulled is None:
             return None
-        window, constant, node = pulled[0], constant + pulled[1], graph.nodes[node.inputs[0]]
-        if window.A[0, 0].numel() > node.size:
-            return None
+        constant = constant + pulled[1]
+        # Both inputs of a sum get the same window.
+        for i in node.inputs:
+            part = pulled[0]
+            if i in pending:
+                if rounding:
+                    left = _l1(pending[i].A) + _l1(part.A)
+                    error = error + unit * _scale(state, i)[part.sample] * left
+                joined = pending[i].joined(part)
+                if joined is None:
+                    return None
+                part = joined
+            if 2 * part.A[0, 0].numel() > graph.nodes[i].size:
+                return None
+            pending[i] = part
     value = region.windows(window).minimum(window.A) + constant - error
     return value[:, 0], -value[:, 1]

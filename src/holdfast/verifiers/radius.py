@@ -84,7 +84,8 @@ class _Bracket:
         search: Search,
         start: Tensor | None,
     ) -> None:
-        self.graph, self.x, self.norm, self.domain, self.search = graph, x, norm, domain, search
+        self.graph, self.x, self.domain, self.search = graph, x, domain, search
+        self.norm: Norm = norm
         self.C = margins(y, graph.nodes[-1].size).to(x)
         self.cap = largest_radius(x, norm, domain)
         self.low = torch.zeros_like(self.cap)

@@ -12,6 +12,7 @@ from torch import Tensor
 from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operator import Affine, Box, Pulled, sum_to
 from holdfast.graphs.operators.scale import scale
+from holdfast.graphs.window import Window
 
 
 @final
@@ -42,6 +43,12 @@ class Add(Affine):
         """The same coefficients for both, signed."""
         x, y = (sum_to(A, b.lower.shape[1:]) for b in boxes)
         return Pulled((x, y if self.sign > 0 else -y), None)
+
+    def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
+        """The same window for both; differences and broadcasting are left to full coefficients."""
+        if self.sign < 0 or boxes[0].lower.shape != boxes[1].lower.shape:
+            return None
+        return window, window.A.new_zeros(window.A.shape[:2])
 
 
 def _aligned(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
