@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from holdfast import registry
@@ -19,6 +20,7 @@ from holdfast.hardening import augment, network
 from holdfast.hardening.samples import Samples, Store, gather, n_shared, with_extra
 from holdfast.hardening.settings import Settings
 from holdfast.model import Model
+from holdfast.plan import explain
 from holdfast.record import Finding
 from holdfast.threat import Access, Threat
 
@@ -131,6 +133,10 @@ def _check_settings(ask: Ask) -> None:
     unknown = [name for name in ask.settings if name not in known]
     if unknown:
         raise PlanError(f"Unknown setting {unknown[0]!r}. Settings: {', '.join(known)}.")
+    try:
+        Settings(**ask.settings)
+    except ValidationError as error:
+        raise PlanError(f"These settings cannot be used:\n{explain(error)}") from None
 
 
 def _check_recipe(recipe: Recipe | None, threats: tuple[Threat, ...]) -> None:
