@@ -37,7 +37,7 @@ from holdfast.verifiers.domains import (
 )
 from holdfast.verifiers.graph_bounds import GraphBounds, spread
 from holdfast.verifiers.halfspace import CutBox
-from holdfast.verifiers.problem import Counterexample, Leaf
+from holdfast.verifiers.problem import Counterexample, Leaf, Split
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
@@ -53,6 +53,8 @@ LEAST_GAIN = 0.9
 POOL = 4096
 # Where no split raises the bound by this share, only new bounds can help: they are made earlier.
 BLIND = 0.01
+# New bounds that raise a domain's by less than this share are made more rarely.
+LITTLE = 0.02
 # Domains that get new bounds together, and those of a batch from which counterexamples are sought.
 RENEWED = 16
 LOOKS = 8
@@ -126,8 +128,8 @@ def _value(domain: Domain) -> float:
 def _narrow(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
     """Bounds for every clause of its own, over the inputs where it could be violated."""
     left = []
-    for domain in domains:
-        mine = [domain]
+    for one in domains:
+        mine = [one]
         for _ in range(NARROWINGS):
             before = mine[0].value
             found = _refresh(tree, mine)
@@ -135,6 +137,8 @@ def _narrow(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
             if isinstance(found, Counterexample):
                 return found
             mine = found
+            for domain in mine:
+                _settle(domain, before)
             if not mine or tree.search.is_over() or mine[0].value < LEAST_GAIN * before:
                 break
         left += mine
@@ -147,13 +151,22 @@ def _renew(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
     stale = [d for d in domains if d.is_stale]
     for i in range(0, len(stale), RENEWED):
         part = stale[i : i + RENEWED]
+        before = {(d.clause, d.splits): d.value for d in part}
         if tree.search.is_over():
             return fresh + stale[i:]
         found = _solve(tree, _refresh(tree, part), DOMAIN_STEPS)
         if isinstance(found, Counterexample):
             return found
+        for domain in found:
+            _settle(domain, before[domain.clause, domain.splits])
         fresh += found
     return fresh
+
+
+def _settle(domain: Domain, before: float) -> None:
+    """Lets bounds live longer that raised the domain's own from ``before`` by little."""
+    if domain.value - before < LITTLE * abs(before):
+        domain.anchor = replace(domain.anchor, lifetime=domain.anchor.lifetime + 3)
 
 
 @torch.no_grad()
@@ -162,19 +175,27 @@ def _refresh(tree: Tree, domains: list[Domain]) -> list[Domain]:
     search = tree.search
     batch, bound = _exact(tree, domains)
     region = batch.region
-    h, g = Shifted(region, batch.D, batch.d).full(bound.A)[:, 0], (bound.constant + batch.d)[:, 0]
+    h, g = _halfspace(batch, bound)
     if bool((-region.minimum(-h.unsqueeze(1))[:, 0] + g > 0).any()):
         region = CutBox(region.lower, region.upper, h, g)
     state, empty = tighten(search.graph, batch.state, region)
-    anchors = [
-        Anchor(one, _lifetime(search.graph, one))
-        for one in (state.rows(slice(i, i + 1)) for i in range(len(domains)))
-    ]
     return [
-        replace(d, anchor=a, age=0)
-        for d, a, gone in zip(domains, anchors, empty.tolist(), strict=True)
-        if not gone
+        replace(d, anchor=Anchor(one, _lifetime(search.graph, one)), age=0)
+        for i, d in enumerate(domains)
+        if not bool(empty[i])
+        for one in (state.rows(slice(i, i + 1)),)
     ]
+
+
+def _halfspace(batch: Batch, bound: LinearBound) -> tuple[Tensor, Tensor]:
+    """``h (n, *input)`` and ``g (n,)`` with ``row >= h . x + g`` on each domain, rounding paid."""
+    h = Shifted(batch.region, batch.D, batch.d).full(bound.A)[:, 0]
+    constant = (bound.constant + batch.d)[:, 0]
+    most = torch.maximum(batch.region.lower.abs(), batch.region.upper.abs())
+    size = (h.abs() * most).flatten(1).sum(1) + bound.constant[:, 0].abs() + batch.d[:, 0].abs()
+    if batch.D is not None:
+        size = size + (batch.D.reshape(h.shape).abs() * most).flatten(1).sum(1)
+    return h, constant - 8 * torch.finfo(size.dtype).eps * size
 
 
 def _lifetime(graph: Graph, state: State) -> float:
@@ -329,10 +350,12 @@ def _cut(tree: Tree, domains: list[Domain]) -> tuple[list[Domain], bool]:
         if splits:
             best = max(range(len(splits)), key=lambda j: score[first + j])
             blind = worse[first + best] - domain.value < BLIND * abs(domain.value)
-            split = splits[0 if blind else best]
-            for above in (True, False):
-                child = tree.bounder.half(domain, replace(split, above=above))
-                child.age = domain.age + (4 if blind else 1)
-                children.append(child)
+            children += _halves(tree, domain, splits[0 if blind else best], 4 if blind else 1)
         first += len(splits)
     return children, stuck
+
+
+def _halves(tree: Tree, domain: Domain, split: Split, years: int = 1) -> list[Domain]:
+    """Both sides of a split, so much older."""
+    halves = [tree.bounder.half(domain, replace(split, above=above)) for above in (True, False)]
+    return [replace(half, age=domain.age + years) for half in halves]
