@@ -58,7 +58,7 @@ $(READY): $(SETTINGS)
 	exit 1
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-	  --editable '.[onnx,data]' --group test --group lint --group docs
+	  --editable '.[onnx,data,frontier]' --group test --group lint --group docs
 	@touch $@
 
 # Peers for benchmarks/peers.py, without the old pins they ask for.

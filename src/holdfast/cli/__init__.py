@@ -10,6 +10,8 @@ from holdfast.cli.audit import EXAMPLES, audit
 from holdfast.cli.check import check
 from holdfast.cli.demo import demo
 from holdfast.cli.errors import explained
+from holdfast.cli.frontier import EXAMPLES as FRONTIER_EXAMPLES
+from holdfast.cli.frontier import frontier
 from holdfast.cli.harden import EXAMPLES as HARDEN_EXAMPLES
 from holdfast.cli.harden import harden
 from holdfast.cli.listing import listing
@@ -30,6 +32,7 @@ app = typer.Typer(
 app.command("audit", epilog=EXAMPLES, no_args_is_help=True)(explained(audit))
 app.command("verify", epilog=VERIFY_EXAMPLES, no_args_is_help=True)(explained(verify))
 app.command("harden", epilog=HARDEN_EXAMPLES, no_args_is_help=True)(explained(harden))
+app.command("frontier", epilog=FRONTIER_EXAMPLES, no_args_is_help=True)(explained(frontier))
 app.command("check")(explained(check))
 app.command("report")(explained(report))
 app.command("list")(explained(listing))

@@ -1,9 +1,9 @@
 """What accuracy robustness costs: several hardenings between the two, and which of them are best.
 
-Every point is a whole hardening with other values of what is varied. Which values come next is
-decided by Optuna: all of a grid where lists are given, the multi-objective tree of Parzen
-estimators (Ozaki et al., 2020) in a range. It sees the accuracies on the validation samples alone.
-The points that no other beats in everything are then audited, on test data where there is any.
+Every point is a whole hardening with other values of what is varied. Optuna keeps the points and
+says which values come next: all of a grid where lists are given; in a range even steps at first,
+then the multi-objective tree of Parzen estimators (Ozaki et al., 2020). It sees the accuracies on
+the validation samples alone. The points that no other beats in everything are then audited, on test data where there is any.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from holdfast.engine.run import run
-from holdfast.errors import DataError, HoldfastError, ModelCrash, PlanError, PrerequisiteError
+from holdfast.errors import DataError, ModelCrash, PlanError, PrerequisiteError
 from holdfast.events import Event
 from holdfast.hardening import checkpoint
 from holdfast.hardening.asking import Ask, make_fabric, prepare
 from holdfast.hardening.auditing import Rows, describe_rows
 from holdfast.hardening.auto import precision
-from holdfast.hardening.card import Accuracy, Side
+from holdfast.hardening.card import Side
 from holdfast.hardening.dials import COSTS, Dial, as_dial, check, turned
 from holdfast.hardening.harden import HardenResult, build_ask, listen, run_hardening
 from holdfast.hardening.price import side
@@ -176,7 +176,7 @@ def run_frontier(
     directory.mkdir(parents=True, exist_ok=True)
     made: list[tuple[Point, HardenResult | None]] = []
     with _quiet(optuna):
-        study = _study(optuna, directory, dials, total, ask.seed)
+        study = _study(optuna, directory, total, ask.seed)
         for trial in _trials(study, dials, total):
             values = {dial.name: _suggested(trial, dial) for dial in dials}
             yield PointStarted(trial.number, total, values)
@@ -219,14 +219,11 @@ def _quiet(optuna: Any) -> Iterator[None]:
         optuna.logging.set_verbosity(level)
 
 
-def _study(optuna: Any, directory: Path, dials: Sequence[Dial], total: int, seed: int) -> Any:
+def _study(optuna: Any, directory: Path, total: int, seed: int) -> Any:
     """The study in a file; an earlier sitting's points are in it."""
     path = str(directory / _STUDY)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    if all(dial.values for dial in dials):
-        sampler = optuna.samplers.GridSampler({d.name: list(d.values) for d in dials}, seed=seed)
-    else:
-        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, total // 2))
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, total // 2))
     return optuna.create_study(
         storage=storage,
         sampler=sampler,
@@ -254,12 +251,16 @@ def _begun(study: Any) -> list[Any]:
 
 
 def _first_look(study: Any, dials: Sequence[Dial], total: int) -> None:
-    """Even steps through a single range before the tuner looks closer."""
-    ranges = [d for d in dials if not d.values]
-    if len(ranges) != 1 or len(dials) != 1:
-        return
-    for value in ranges[0].spread(max(2, math.ceil(total / 2)))[:total]:
-        study.enqueue_trial({ranges[0].name: value})
+    """All of a grid; or even steps through a single range before the tuner looks closer."""
+    if all(dial.values for dial in dials):
+        grid = list(itertools.product(*(dial.values for dial in dials)))
+        chosen = [grid[i * len(grid) // total] for i in range(total)]
+    elif len(dials) == 1:
+        chosen = [(value,) for value in dials[0].spread(max(2, math.ceil(total / 2)))[:total]]
+    else:
+        chosen = []
+    for values in chosen:
+        study.enqueue_trial({d.name: v for d, v in zip(dials, values, strict=True)})
 
 
 def _suggested(trial: Any, dial: Dial) -> Any:
@@ -294,14 +295,14 @@ def _point(
         point = Point(number=number, values=values, directory=place, failure=str(error))
         return point, None
     card = result.card
-    kept = card.kept
+    kept = max(card.rounds, key=lambda r: (r.robust, r.clean), default=None)
     return (
         Point(
             number=number,
             values=values,
             recipe=card.recipe_at_end,
-            clean=kept.clean,
-            robust=kept.robust,
+            clean=0.0 if kept is None else kept.clean,
+            robust=0.0 if kept is None else kept.robust,
             seconds=card.training_seconds,
             passes=card.passes,
             directory=place,
