@@ -3,7 +3,8 @@
 Every point is a whole hardening with other values of what is varied. Optuna keeps the points and
 says which values come next: all of a grid where lists are given; in a range even steps at first,
 then the multi-objective tree of Parzen estimators (Ozaki et al., 2020). It sees the accuracies on
-the validation samples alone. The points that no other beats in everything are then audited, on test data where there is any.
+the validation samples alone. The points that no other beats in everything are then audited, on
+test data where there is any.
 """
 
 from __future__ import annotations
