@@ -2,7 +2,7 @@
 
 A claim is accepted if the input was changed at all, if the change is allowed, and if the model, run
 afresh in float32 and evaluation mode, gives the wanted answer twice: in a batch and on its own. For
-a random model each answer is the majority of fresh draws.
+a random model each answer is the majority of fresh draws, and the second one of many more.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from holdfast.model import Model
 from holdfast.threat import AllowedSet
 
 N_DRAWS = 20  # fresh draws per verdict on a random model; a majority fools it
+N_CONFIRMING = 100  # and of so many more: who claims often enough wins one small vote by luck
 _LEVELS = 255.0  # of an 8-bit channel
 
 
@@ -71,16 +72,21 @@ def judge(
     accepted[inside] = reached(fresh, y[inside], goal[inside])
     logits[inside] = fresh
     again = accepted.nonzero().squeeze(1)
-    if not model.is_random:
-        accepted[again] = reached(model.replay(points[again]), y[again], goal[again])
+    second = answers(model, points[again], N_CONFIRMING) if model.is_random else None
+    second = model.replay(points[again]) if second is None else second
+    accepted[again] = reached(second, y[again], goal[again])
     return Judgement(accepted, points, logits)
 
 
-def answers(model: Model, x: Tensor) -> Tensor:
+def answers(model: Model, x: Tensor, n_draws: int = N_DRAWS) -> Tensor:
     """Fresh logits ``(n, k)``; for a random model the mean of draws, with its majority on top."""
     if not model.is_random:
         return model.logits(x)
-    draws = torch.stack([model.logits(x) for _ in range(-(-N_DRAWS // model.draws))])
+    usual, model.draws = model.draws, 1  # a vote is one answer, not the mean of several
+    try:
+        draws = torch.stack([model.logits(x) for _ in range(n_draws)])
+    finally:
+        model.draws = usual
     votes = torch.nn.functional.one_hot(draws.argmax(2), draws.shape[2]).float().mean(0)
     mean = draws.mean(0)
     # softmax of this keeps the mean's shape while its largest entry is the majority's class

@@ -125,16 +125,18 @@ def examined(context: Context, threat: Threat, done: Sequence[Step], number: int
     text = threat.describe()
     standing = context.ledger.standing(text)
     rows = _rows(context, standing)
+    is_open = bool(rows)
     wanted = [kind() for kind in registry.checks().values() if kind.card.round == number]
     if not rows and number == EARLY and _was_blind(standing):
-        rows = _by_key(context, context.ledger.is_correct)[:FEWEST]
+        rows = _by_key(context, context.ledger.is_correct)[:FEWEST]  # to say why, not to act
         wanted = [check for check in wanted if check.card.is_cause]
+        is_open = False
     probe = _probe(context, threat, rows, done)
     made = [check for check in wanted if len(probe) or not check.card.needs_samples]
     made.sort(key=lambda check: not check.card.is_cause)
     doubts = [(check.card.name, check.look(probe)) for check in made]
     found = [(name, doubt) for name, doubt in doubts if doubt is not None]
-    picked = _picked(context, probe, found)
+    picked = _picked(context, probe, found) if is_open else []
     through: dict[str, Any] = {}
     if not context.model.has_gradients and number == EARLY:
         through, picked = for_plan(picked)
@@ -142,7 +144,7 @@ def examined(context: Context, threat: Threat, done: Sequence[Step], number: int
         threat=text,
         round=number,
         checks=tuple(check.card.name for check in made),
-        n_probed=len(probe),
+        n_probed=len(probe) if is_open else 0,
         suspicions=tuple(_suspicion(name, doubt) for name, doubt in found),
         after=max(s.stage for s in done if s.stage < len(context.plan.resolved_stages)),
         added=stages(probe, picked, _next_stage(context, text), threat.norm),
