@@ -1,0 +1,150 @@
+"""The search behind :func:`holdfast.minimal_distances`: attacks one after the other, then polish.
+
+For every sample it keeps the nearest input that was replayed and found to fool the model, who found
+it, and the passes spent so far; nothing that an attack says of itself counts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks._hyperplane import length
+from holdfast.attacks.base import Attack, Problem
+from holdfast.engine.cascade import Step, rank_wrong, walk
+from holdfast.engine.judge import judge, reached
+from holdfast.engine.random import Rng
+from holdfast.engine.slots import Job, Rules, Slots
+from holdfast.model import Model
+from holdfast.perturbations.ball import Ball
+from holdfast.rows import like, take
+from holdfast.threat import AllowedSet
+
+NOBODY, CLEAN = -1, -2
+NEARER = 0.999  # of the distance known: what a later attack has to undercut
+JUDGING = 2  # forward passes of one judgement: in a batch, and alone
+
+
+class Search:
+    """Where every sample stands; tensors with one row per sample.
+
+    Attributes:
+        distance: Size of the nearest change known, float64; 0 where the clean answer is wrong
+            already, infinite where nothing was found.
+        x_adv: The changed inputs.
+        found_by: Number of the attack, ``NOBODY`` or ``CLEAN``.
+        forward: Forward passes spent.
+        backward: Backward passes spent.
+    """
+
+    def __init__(
+        self, model: Model, x: Tensor, y: Tensor, goal: Tensor, norm: str, rng: Rng
+    ) -> None:
+        self.model, self.x, self.y, self.goal, self.rng = model, x, y, goal, rng
+        self.logits = model.logits(x)
+        self.allowed = _everything(x, model, norm)
+        is_wrong = reached(self.logits, y, goal)
+        far = torch.full(y.shape, torch.inf, dtype=torch.float64, device=y.device)
+        self.distance = torch.where(is_wrong, 0.0, far)
+        self.x_adv = x.clone()
+        self.found_by = torch.where(is_wrong, CLEAN, NOBODY)
+        self.forward, self.backward = torch.zeros_like(y), torch.zeros_like(y)
+
+    @property
+    def open(self) -> Tensor:
+        """Samples whose distance can still fall ``(m,)``."""
+        return (self.distance > 0).nonzero().squeeze(1)
+
+    def attack(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
+        """Let one attack look for smaller changes than those known.
+
+        Args:
+            attack: The attack.
+            number: What it is remembered by.
+            max_passes: Passes per sample for all of its targets and restarts together.
+            size: Jobs in flight.
+        """
+        step = Step(number, attack.card.name, attack)
+        ranked = rank_wrong(self.logits, self.y, attack.option("n_targets", 0)).tolist()
+        goals = self.goal.tolist()
+        pairs = [(i, *job) for i in self.open.tolist() for job in walk(step, ranked[i], goals[i])]
+        n_jobs = len(pairs) // max(1, len(self.open))
+        limit = (max_passes - JUDGING) // max(1, n_jobs)
+        slots = Slots(self.model, size, Rules(stop_when_fooled=False, keep_best=True))
+        while pairs or not slots.is_empty:
+            start, pairs = pairs[: slots.free], pairs[slots.free :]
+            if start:
+                self._start(slots, step, start, limit)
+            for ended in slots.tick():
+                i = ended.job.sample
+                self.forward[i] += ended.forward
+                self.backward[i] += ended.backward
+                if ended.best is not None and -ended.best_score < self.distance[i]:
+                    row = torch.tensor([i], device=self.y.device)
+                    self.offer(row, ended.best[None], number)
+
+    def _start(
+        self, slots: Slots, step: Step, start: list[tuple[int, int, int]], limit: int
+    ) -> None:
+        rows, target, restart = (
+            torch.tensor(column, device=self.y.device) for column in zip(*start, strict=True)
+        )
+        allowed = take(self.allowed, rows)
+        known = (NEARER * self.distance[rows]).to(allowed.radius.dtype).minimum(allowed.radius)
+        problem = Problem(
+            self.x[rows],
+            self.y[rows],
+            target,
+            allowed.resized(known),
+            take(self.rng, rows).fold(step.stage).fold(target).fold(restart),
+            self.logits[rows],
+        )
+        jobs = [Job(i, 0, t, r, max_passes=limit) for i, t, r in start]
+        slots.add(step.attack, jobs, problem, self.goal[rows])
+
+    def offer(self, rows: Tensor, points: Tensor, number: int) -> Tensor:
+        """Judge ``points`` of samples ``rows``; keep those that fool and are nearer ``(m,)``."""
+        allowed = take(self.allowed, rows)
+        found = judge(self.model, points, allowed, self.y[rows], self.goal[rows])
+        self.forward[rows] += JUDGING
+        size = allowed.distance(points)
+        is_better = found.accepted & (size < self.distance[rows])
+        kept = rows[is_better]
+        self.distance[kept] = size[is_better]
+        self.x_adv[kept] = points[is_better]
+        self.found_by[kept] = number
+        return is_better
+
+
+def _everything(x: Tensor, model: Model, norm: str) -> AllowedSet:
+    """The whole domain as a ball around each sample."""
+    lower, upper = model.domain.tensors(x)
+    farthest = torch.maximum(upper - x, x - lower)
+    return Ball(norm, length(farthest, norm).double() * (1 + 1e-6)).bind(x, model.domain)
+
+
+def polish(search: Search, steps: int, number: int | None = None) -> None:
+    """Bisect between every input found and x, one forward pass a step; the end is judged.
+
+    With ``number`` the polished inputs are remembered as found by that attack, else by the one that
+    found the unpolished input.
+    """
+    rows = ((search.distance > 0) & search.distance.isfinite()).nonzero().squeeze(1)
+    if len(rows) == 0 or steps < 1:
+        return
+    allowed, points = take(search.allowed, rows), search.x_adv[rows]
+    y, goal = search.y[rows], search.goal[rows]
+    low = torch.zeros_like(search.distance[rows])
+    high = torch.ones_like(low)
+    nearest = points.clone()
+    for _ in range(steps):
+        middle = (low + high) / 2
+        z = allowed.towards(points, middle)
+        won = reached(search.model.logits(z), y, goal) & allowed.contains(z)
+        nearest = torch.where(like(won, z), z, nearest)
+        low, high = torch.where(won, low, middle), torch.where(won, middle, high)
+    search.forward[rows] += steps
+    owner = search.found_by[rows]
+    is_better = search.offer(rows, nearest, NOBODY if number is None else number)
+    if number is None:
+        search.found_by[rows[is_better]] = owner[is_better]

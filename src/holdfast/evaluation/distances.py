@@ -1,0 +1,243 @@
+"""How small a change is enough? The smallest one known for every sample, in any norm.
+
+No radius has to be chosen beforehand: one run gives the accuracy at every radius and the median
+distance. Every distance is an upper bound: an input that was replayed and fools the model lies
+there, and nearer ones may exist.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast import registry
+from holdfast.attacks.base import Attack
+from holdfast.data import ArrayData
+from holdfast.engine.preflight import preflight
+from holdfast.engine.random import Rng
+from holdfast.engine.scan import inside, scan
+from holdfast.errors import DataError, PlanError
+from holdfast.evaluation._nearest import CLEAN, JUDGING, Search, polish
+from holdfast.evaluation.statistics import Rate
+from holdfast.model import Model
+from holdfast.perturbations.ball import ALIASES, SHAPES
+from holdfast.threat import Access
+
+BISECTIONS = 8  # of the polish: the distance known to 1/256 of itself
+SMALLEST_BUDGET = 40
+N_TARGETS = 3  # classes that FAB goes for, likeliest first
+SHARES = {"linf": 0.6, "l2": 0.4, "l1": 0.4}  # of the passes, for the first attack
+
+
+@dataclass(frozen=True)
+class MinimalDistances:
+    """The smallest change known for each of ``n`` samples.
+
+    Attributes:
+        norm: ``linf``, ``l2``, ``l1`` or ``l0``.
+        distance: ``(n,)`` float64; 0 where the clean answer is wrong already, infinite where no
+            change was found.
+        x_adv: The changed inputs ``(n, *shape)``; clean where the distance is 0 or infinite.
+        found_by: Name of the attack that found each; ``clean`` where the distance is 0, empty where
+            it is infinite.
+        forward: Forward passes per sample ``(n,)``, the judge's included.
+        backward: Backward passes per sample ``(n,)``.
+    """
+
+    norm: str
+    distance: Tensor
+    x_adv: Tensor
+    found_by: tuple[str, ...]
+    forward: Tensor
+    backward: Tensor
+
+    @property
+    def median(self) -> float:
+        """The distance that half of the samples do not exceed; infinite if more survive."""
+        ordered = self.distance.sort().values
+        return float(ordered[(len(ordered) - 1) // 2])
+
+    @property
+    def passes(self) -> float:
+        """Forward plus backward passes per sample, on average."""
+        return float((self.forward + self.backward).double().mean())
+
+    def robust_accuracy(self, eps: float) -> Rate:
+        """Samples that no change of size ``eps`` or less is known to fool, with the interval."""
+        return Rate.of(int((self.distance > eps).sum()), len(self.distance))
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole curve as a staircase: radii, and the accuracy from each on.
+
+        Between two radii the accuracy is that of the smaller one.
+        """
+        finite = self.distance[self.distance.isfinite()].cpu().numpy()
+        eps = np.unique(np.concatenate([[0.0], finite]))
+        standing = np.searchsorted(np.sort(finite), eps, side="right")
+        return eps, 1.0 - standing / max(1, len(self.distance))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, without the changed inputs."""
+        return {
+            "norm": self.norm,
+            "n": len(self.distance),
+            "median": self.median if math.isfinite(self.median) else None,
+            "passes": self.passes,
+            "distances": [d if math.isfinite(d) else None for d in self.distance.tolist()],
+            "found_by": list(self.found_by),
+        }
+
+    def __str__(self) -> str:
+        found = self.distance.isfinite()
+        clean = self.robust_accuracy(0.0)
+        none = int((~found).sum())
+        lines = [
+            f"clean accuracy {clean}",
+            f"half of the samples fall to a {self.norm} change of {self.median:.4g} or less"
+            if math.isfinite(self.median)
+            else "for more than half of the samples no change was found",
+            f"{none} of {len(found)} samples withstood everything; {self.passes:.0f} passes each",
+        ]
+        return "\n".join(lines)
+
+
+def minimal_distances(
+    model: Model | Callable[[Tensor], Any],
+    x: Tensor,
+    y: Tensor,
+    *,
+    norm: str = "l2",
+    attacks: Sequence[str | Attack] | None = None,
+    budget: int = 1000,
+    targets: Tensor | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> MinimalDistances:
+    """Find the smallest change of every input that fools the model.
+
+    Args:
+        model: A module or callable with inputs in [0, 1] and logits ``(n, k)``, or a
+            :class:`~holdfast.Model`.
+        x: Clean inputs ``(n, *shape)`` inside the model's domain.
+        y: Labels ``(n,)``.
+        norm: ``linf``, ``l2``, ``l1`` or ``l0`` (number of changed coordinates).
+        attacks: Minimal attacks, by name or with their options; each gets an equal share of the
+            passes. None: :func:`portfolio`.
+        budget: Forward plus backward passes per sample, everything included.
+        targets: Class to reach per sample ``(n,)``; None for any wrong answer.
+        seed: Of all random numbers. Same seed, same bytes.
+        batch_size: Samples in flight; results do not depend on it.
+
+    Raises:
+        InputError: where model, data and options do not fit together.
+    """
+    model, norm = Model.wrap(model), ALIASES.get(norm.lower(), norm.lower())
+    stages = _stages(norm, attacks, budget)
+    _check(model, norm, stages, x, y, targets)
+    data = ArrayData(x.detach(), y)
+    keys = scan(ArrayData(x.detach().cpu(), y.cpu()), model.domain).keys.to(model.device)
+    clean = inside(x.detach().float().to(model.device), model.domain)
+    labels = y.long().to(model.device)
+    goal = torch.full_like(labels, -1) if targets is None else targets.long().to(model.device)
+    with model.session():
+        preflight(model, *data.fetch(range(min(len(x), 16))), y)
+        size = batch_size or model.batch_size or model.call_rows(data.shape)
+        search = Search(model, clean, labels, goal, norm, Rng(keys).fold(seed))
+        for number, (attack, passes) in enumerate(stages):
+            search.attack(attack, number, passes, size)
+        polish(search, BISECTIONS)
+    names = [attack.card.name for attack, _ in stages]
+    return MinimalDistances(
+        norm=norm,
+        distance=search.distance.cpu(),
+        x_adv=search.x_adv.to(device=x.device, dtype=x.dtype),
+        found_by=tuple(_name(number, names) for number in search.found_by.tolist()),
+        forward=search.forward.cpu(),
+        backward=search.backward.cpu(),
+    )
+
+
+def portfolio(norm: str, budget: int) -> list[tuple[Attack, int]]:
+    """The attacks used by default, each with its passes per sample.
+
+    First a search that gets near within few steps whatever the network's scale; then projections
+    onto the linearised boundary, towards several classes: where the first one is caught on the
+    wrong part of the boundary, they start from elsewhere. In l0 first the smooth count, then the
+    ball.
+    """
+    make = registry.attack
+    if norm == "l0":
+        first = budget * 3 // 4
+        return [
+            (make("sigma_zero", steps=max(1, first // 2 - JUDGING)), first),
+            (make("fmn", steps=max(1, (budget - first) // 2 - JUDGING)), budget - first),
+        ]
+    first = int(budget * SHARES[norm])
+    steps = max(1, (budget - first) // (2 * N_TARGETS) - JUDGING)
+    return [
+        (make("shrinking_ball", steps=max(1, first // 2 - JUDGING)), first),
+        (make("fab", steps=steps, n_targets=N_TARGETS), budget - first),
+    ]
+
+
+def _stages(
+    norm: str, attacks: Sequence[str | Attack] | None, budget: int
+) -> list[tuple[Attack, int]]:
+    if norm not in SHAPES:
+        raise PlanError(f"Unknown norm {norm!r}. Use one of: {', '.join(SHAPES)}.")
+    if budget < SMALLEST_BUDGET:
+        raise PlanError(
+            f"The budget is {budget} passes per sample; give at least {SMALLEST_BUDGET}, "
+            "better 1000."
+        )
+    left = budget - BISECTIONS - JUDGING
+    if attacks is None:
+        return portfolio(norm, left)
+    if not attacks:
+        raise PlanError("No attack was given. Leave attacks out for the default ones.")
+    chosen = [registry.attack(a) if isinstance(a, str) else a for a in attacks]
+    return [(attack, left // len(chosen)) for attack in chosen]
+
+
+def _check(
+    model: Model,
+    norm: str,
+    stages: list[tuple[Attack, int]],
+    x: Tensor,
+    y: Tensor,
+    targets: Tensor | None,
+) -> None:
+    for attack, _ in stages:
+        card = attack.card
+        if not card.is_minimal or norm not in card.norms:
+            fitting = [
+                name
+                for name, kind in registry.attacks().items()
+                if kind.card.is_minimal and norm in kind.card.norms
+            ]
+            raise PlanError(
+                f"The attack {card.name!r} does not look for the smallest {norm} change. "
+                f"Those that do: {', '.join(fitting)}."
+            )
+    if not model.access.allows(Access.GRADIENTS):
+        raise PlanError(
+            f"The smallest change is searched with gradients; the model gives "
+            f"{model.access.value} only. Audit it at chosen radii instead: holdfast.audit."
+        )
+    if len(x) != len(y) or (targets is not None and targets.shape != y.shape):
+        raise DataError(
+            f"Inputs {tuple(x.shape)}, labels {tuple(y.shape)} and targets "
+            f"{None if targets is None else tuple(targets.shape)} do not fit."
+        )
+
+
+def _name(number: int, names: list[str]) -> str:
+    if number == CLEAN:
+        return "clean"
+    return names[number] if number >= 0 else ""
