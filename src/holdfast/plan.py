@@ -37,6 +37,8 @@ class Stage(BaseModel):
     """Only for a random share of the samples, drawn by each sample's own key. None: for all."""
     when: Literal["found"] | None = None
     """``found``: only if an earlier stage with a ``share`` broke a sample. None: always."""
+    draws: int | None = Field(default=None, gt=0)
+    """Answers averaged per gradient, for models that answer at random. None: the model's usual."""
 
     @property
     def options(self) -> dict[str, Any]:
@@ -49,6 +51,8 @@ class Stage(BaseModel):
         for_whom = [f"for a random {self.share:.0%}"] if self.share is not None else []
         if self.within is not None:
             for_whom.append(f"within {self.within:g} of the margin")
+        if self.draws is not None:
+            for_whom.append(f"{self.draws} draws")
         return ", ".join([f"{self.attack}({inner})", *for_whom])
 
 

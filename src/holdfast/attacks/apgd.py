@@ -3,11 +3,12 @@
 Differences from the authors' code: the window of the first checkpoint compares with the loss of the
 start (theirs with zero, which counts one increase too many), rows stop the moment they fool the
 model, and the losses are defined for any number of classes. In l1, coordinates that the box holds
-are left out of a step, and the warm-up with larger radii is left out: every point is allowed.
+are left out of a step.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, final
@@ -25,6 +26,8 @@ _FIRST_WINDOW, _SHRINK, _SHORTEST = 0.22, 0.03, 0.06  # of all steps; section 3 
 _L1_WINDOW = 0.04
 _L1_SHARE, _L1_SPREAD = 0.2, 1.5  # coordinates of a step: at first, and against those changed
 _L1_REDUCE, _L1_SMALLEST = 1.5, 10.0
+_WIDER = (3.0, 2.0, 1.0)  # radii of the l1 warm-up, and the first two shares of its steps
+_WIDER_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,7 @@ class APGDState:
     step_size: Tensor
     share: Tensor
     n_changed: Tensor
+    level: Tensor
     step: Tensor
     y: Tensor
     target: Tensor
@@ -63,6 +67,8 @@ class APGD(Attack):
             likeliest first (APGD-T with ``loss="dlr", n_targets=9``).
         rho: Share of steps in a window that must raise the loss, or the step size is halved.
         momentum: Weight of the new step against the last one.
+        widening: In l1, 30 % of the steps in a ball of three times the radius, 30 % in one of
+            twice, the rest in the allowed one, each from the last one's best point.
     """
 
     card: ClassVar[Card] = Card(
@@ -80,6 +86,7 @@ class APGD(Attack):
     n_targets: int = 0
     rho: float = 0.75
     momentum: float = 0.75
+    widening: bool = False
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
@@ -89,16 +96,23 @@ class APGD(Attack):
 
     @property
     def max_queries(self) -> int:
-        """The start and one point per step."""
-        return self.steps + 1
+        """The start and one point per step; with ``widening``, a start in each ball."""
+        return self.steps + (len(_WIDER) if self.widening else 1)
+
+    @property
+    def stays_inside(self) -> bool:
+        """Larger balls are not allowed."""
+        return not self.widening
 
     def init(self, problem: Problem) -> APGDState:
         """A random start; everything else is filled in by the first answer."""
-        allowed, n = problem.allowed, len(problem.x)
+        is_l1 = _is_l1(problem.allowed)
+        n_levels = len(_WIDER) if self.widening and is_l1 else 1
+        level = torch.full_like(problem.y, len(_WIDER) - n_levels)
+        allowed, n = _widened(problem.allowed, level), len(problem.x)
         x = allowed.sample(problem.rng)
         low = torch.full((n,), -torch.inf, device=x.device, dtype=torch.float32)
         zero = torch.zeros_like(problem.y)
-        is_l1 = _is_l1(allowed)
         factor = 1.0 if is_l1 else 2.0
         return APGDState(
             x=x,
@@ -113,10 +127,11 @@ class APGD(Attack):
             step_size=factor * allowed.radius,
             share=torch.full_like(low, _L1_SHARE),
             n_changed=torch.full_like(low, float(x[0].numel())),
+            level=level,
             step=zero.clone(),
             y=problem.y,
             target=problem.target,
-            allowed=allowed,
+            allowed=problem.allowed,
             finished=zero > 0,
         )
 
@@ -128,20 +143,60 @@ class APGD(Attack):
         """Remember the best point, adapt the step size, take a step."""
         state = _remember(state, answer)
         is_l1 = _is_l1(state.allowed)
-        state, to_best = (
-            _adapt_l1(state, self.steps) if is_l1 else _adapt(state, self.steps, self.rho)
-        )
+        lengths = torch.tensor(level_steps(self.steps, self.widening), device=state.step.device)
+        state, to_best = _adapt_l1(state, lengths) if is_l1 else _adapt(state, self.steps, self.rho)
         mask = like(to_best, state.x)
         x = torch.where(mask, state.x_best, state.x)
         gradient = torch.where(mask, state.gradient_best, answer.gradients)
         x_next = _step_l1(state, x, gradient) if is_l1 else _step(state, x, gradient, self.momentum)
         step = state.step + 1
         # the next difference is taken from where this step started, before any return to the best
-        return replace(state, x=x_next, x_before=x, step=step, finished=step > self.steps)
+        state = replace(state, x=x_next, x_before=x, step=step, finished=step > self.steps)
+        return _next_level(state, lengths) if is_l1 and self.widening else state
 
 
 def _is_l1(allowed: AllowedSet) -> bool:
     return getattr(allowed, "geometry", "") == "l1"
+
+
+@cache
+def level_steps(steps: int, widening: bool) -> tuple[int, ...]:
+    """Steps in the ball of each level of the l1 warm-up; without it, all in the last."""
+    if not widening:
+        return (0, 0, steps)
+    first = math.ceil(_WIDER_SHARE * steps)
+    return first, first, max(steps - 2 * first, 0)
+
+
+def _widened(allowed: AllowedSet, level: Tensor) -> AllowedSet:
+    """The ball of each row's level."""
+    wider = torch.tensor(_WIDER, dtype=allowed.radius.dtype, device=level.device)[level]
+    return allowed.resized(wider * allowed.radius)
+
+
+def _next_level(state: APGDState, lengths: Tensor) -> APGDState:
+    """Rows whose steps in a ball are over go on in the next one, from their best point."""
+    last = len(_WIDER) - 1
+    over = state.step > lengths[state.level]
+    moves = over & (state.level < last)
+    level = torch.where(moves, state.level + 1, state.level)
+    ball = _widened(state.allowed, level)
+    mask = like(moves, state.x)
+    x = torch.where(mask, ball.project(state.x_best), state.x)
+    n_changed = (x != state.allowed.x).flatten(1).sum(1).float()
+    share = n_changed / (_L1_SPREAD * state.x[0].numel())
+    return replace(
+        state,
+        x=x,
+        x_before=torch.where(mask, x, state.x_before),
+        loss_best=torch.where(moves, -torch.inf, state.loss_best),
+        step_size=torch.where(moves, ball.radius, state.step_size),
+        share=torch.where(moves, share, state.share),
+        n_changed=torch.where(moves, n_changed, state.n_changed),
+        level=level,
+        step=torch.where(moves, 0, state.step),
+        finished=over & ~moves,
+    )
 
 
 @cache
@@ -199,13 +254,13 @@ def _step(state: APGDState, x: Tensor, gradient: Tensor, momentum: float) -> Ten
     return allowed.project(x + a * (z - x) + (1 - a) * (x - state.x_before))
 
 
-def _adapt_l1(state: APGDState, steps: int) -> tuple[APGDState, Tensor]:
+def _adapt_l1(state: APGDState, lengths: Tensor) -> tuple[APGDState, Tensor]:
     """Every few steps: spread the step over as many coordinates as the best point changed."""
-    window = max(int(_L1_WINDOW * steps), 1)
+    window = (_L1_WINDOW * lengths[state.level]).long().clamp_min(1)
     is_end = (state.step > 0) & (state.step % window == 0)
     n_changed = (state.x_best != state.allowed.x).flatten(1).sum(1).float()
     got_sparser = n_changed < 0.95 * state.n_changed
-    radius = state.allowed.radius
+    radius = _widened(state.allowed, state.level).radius
     reduced = (state.step_size / _L1_REDUCE).clamp_min(0).maximum(radius / _L1_SMALLEST)
     step_size = torch.where(got_sparser, radius, reduced)
     share = n_changed / (_L1_SPREAD * state.x[0].numel())
@@ -219,7 +274,7 @@ def _adapt_l1(state: APGDState, steps: int) -> tuple[APGDState, Tensor]:
 
 def _step_l1(state: APGDState, x: Tensor, gradient: Tensor) -> Tensor:
     """A step on the largest entries of the gradient, equally long in each."""
-    allowed = state.allowed
+    allowed = _widened(state.allowed, state.level)
     lower, upper = allowed.hull()
     held = ((gradient > 0) & (x >= upper)) | ((gradient < 0) & (x <= lower))
     g = torch.where(held, 0.0, gradient).flatten(1)

@@ -186,6 +186,11 @@ class Attack(ABC):
     def tell(self, state: Any, answer: Answer) -> Any:
         """The state one step further. Rows that are ``finished`` have nothing more to ask."""
 
+    @property
+    def stays_inside(self) -> bool:
+        """Whether every point it asks about is allowed; points outside count for nothing."""
+        return not self.card.is_minimal
+
     def phase(self, state: Any) -> Tensor | None:
         """What kind of question each row has now ``(n,)`` int64; None: always the same kind.
 

@@ -66,12 +66,20 @@ class FGSM(Attack):
         no = torch.zeros_like(problem.y, dtype=torch.bool)
         return FGSMState(problem.x, problem.y, problem.target, problem.allowed, no, no.clone())
 
+    def phase(self, state: FGSMState) -> Tensor:
+        """A gradient, then none."""
+        return state.has_stepped.long()
+
     def ask(self, state: FGSMState) -> Query:
         """The gradient at the clean input, then the answer to the changed one."""
+        if bool(state.has_stepped[:1].any()):
+            return Query(state.x)
         return Query(state.x, Objective(loss_named(self.loss), (state.y, state.target)))
 
     def tell(self, state: FGSMState, answer: Answer) -> FGSMState:
         """Take the step."""
+        if bool(state.has_stepped[:1].any()):
+            return replace(state, finished=state.has_stepped)
         x = state.allowed.maximise_linear(answer.gradients)
         yes = torch.ones_like(state.has_stepped)
         return replace(state, x=x, has_stepped=yes, finished=state.has_stepped)

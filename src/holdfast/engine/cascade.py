@@ -69,7 +69,7 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
             reason = f"it needs {card.access.value}, and the attacker sees {access.value} only"
         else:
             terms = Terms(stage.within, stage.share, stage.when)
-            steps.append(Step(i, stage.describe(), attack, terms=terms))
+            steps.append(Step(i, stage.describe(), attack, _averaged(stage.draws), terms))
             continue
         text = f"The attack {stage.describe()} was left out: {reason}."
         findings.append(Finding(code="attack_left_out", level="info", text=text))
@@ -81,6 +81,15 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
             "('holdfast list attacks' shows what each one needs)."
         )
     return steps, findings
+
+
+def _averaged(draws: int | None) -> Route | None:
+    """The route of a stage with ``draws`` of its own."""
+    if draws is None:
+        return None
+    from holdfast.trust.routes import route  # built on this module
+
+    return route("expectation", draws=draws)
 
 
 def walk(step: Step, ranked: Sequence[int], goal: int) -> list[tuple[int, int]]:

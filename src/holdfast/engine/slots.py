@@ -224,7 +224,7 @@ class Slots:
     def _advance(self, lane: _Lane, query: Query, answer: Answer) -> list[Ended]:
         paid = query.passes(self.model.draws)
         counts = None
-        if lane.attack.card.is_minimal:
+        if not lane.attack.stays_inside:
             counts = lane.tally.allowed.contains(query.points)
         lane.tally, answer = _counted(lane.tally, answer, paid, counts)
         if self.rules.keep_best:
