@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -99,7 +100,8 @@ class _Batch:
     def run(self, size: int, stop: str) -> Tensor:
         """All jobs of all rows; the changed inputs ``(n, *shape)``."""
         slots = Slots(self.model, size, Rules(stop == "fooled", keep_best=True))
-        result, score = self.x.clone(), torch.full(self.y.shape, -torch.inf)
+        found: dict[int, Tensor] = {}
+        score = [-math.inf] * len(self.x)
         waiting = [(i, 0) for i in range(len(self.x))]
         while waiting or not slots.is_empty:
             start, waiting = waiting[: slots.free], waiting[slots.free :]
@@ -108,13 +110,21 @@ class _Batch:
             for ended in slots.tick():
                 i = ended.job.sample
                 if ended.x_adv is not None:
-                    result[i] = ended.x_adv.to(result.device)
+                    found[i] = ended.x_adv
                     continue
                 if ended.best is not None and ended.best_score > score[i]:
-                    result[i], score[i] = ended.best, ended.best_score
+                    found[i], score[i] = ended.best, ended.best_score
                 following = ended.job.restart + 1
                 if following < len(self.jobs[i]) and ended.outcome is not Outcome.BROKEN:
                     waiting.append((i, following))
+        return self._assembled(found)
+
+    def _assembled(self, found: dict[int, Tensor]) -> Tensor:
+        """The points that were found, in their rows; the clean inputs elsewhere."""
+        result = self.x.clone()
+        if found:
+            rows = torch.tensor(list(found), device=result.device)
+            result[rows] = torch.stack([point.to(result.device) for point in found.values()])
         return result.to(device=self.home.device, dtype=self.home.dtype)
 
     def _start(self, slots: Slots, start: list[tuple[int, int]]) -> None:
