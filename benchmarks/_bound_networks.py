@@ -90,7 +90,7 @@ def _case(name: str, net: nn.Module, x: Tensor, y: Tensor, eps: float, norms: tu
 
 def _load(net: nn.Module, file: str) -> nn.Module:
     state = torch.load(data_folder() / "models" / file, map_location="cpu", weights_only=False)
-    state = state["state_dict"] if "state_dict" in state else state
+    state = state.get("state_dict", state)
     net.load_state_dict(state[0] if isinstance(state, list) else state)
     return net
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import torch
@@ -72,7 +73,7 @@ def _mlp(rng: random.Random) -> tuple[nn.Module, tuple[int, ...]]:
         rng.randint(1, 5),
     ]
     layers: list[nn.Module] = []
-    for a, b in zip(sizes, sizes[1:], strict=False):
+    for a, b in itertools.pairwise(sizes):
         layers += [nn.Linear(a, b, bias=rng.random() < 0.8), rng.choice(ACTIVATIONS)()]
     return nn.Sequential(*layers[:-1]), (sizes[0],)
 

@@ -50,8 +50,11 @@ class Timed:
 
 def stub() -> None:
     """Packages that auto_LiRPA imports for a cache's place, drawings and progress, if absent."""
-    missing = {"appdirs": {"user_data_dir": lambda *_: tempfile.gettempdir()},
-               "graphviz": {"Digraph": object}, "tqdm": {"tqdm": lambda items, **_: items}}  # fmt: skip
+    missing: dict[str, dict[str, Any]] = {
+        "appdirs": {"user_data_dir": lambda *_: tempfile.gettempdir()},
+        "graphviz": {"Digraph": object},
+        "tqdm": {"tqdm": lambda items, **_: items},
+    }
     for name, members in missing.items():
         if importlib.util.find_spec(name) is None:
             module = types.ModuleType(name)
