@@ -134,7 +134,11 @@ class InnerSolver(nn.Module):
 
 
 def distilled(
-    make: Callable[[], nn.Module], x: Tensor, y: Tensor, temperature: float = 100.0
+    make: Callable[[], nn.Module],
+    x: Tensor,
+    y: Tensor,
+    temperature: float = 100.0,
+    epochs: int = 12,
 ) -> nn.Module:
     """Defensive distillation (Papernot et al., 2016, arXiv:1511.04508): a saturated softmax.
 
@@ -145,7 +149,7 @@ def distilled(
     targets = F.one_hot(y, n_classes).float()
     for _ in range(2):
         net = _Scaled(make(), temperature)
-        _fit(net, x, targets, temperature)
+        fit(net, x, targets, temperature, epochs)
         with torch.no_grad():
             targets = (net(x) / temperature).softmax(1)
     return net.eval()
@@ -162,9 +166,10 @@ class _Scaled(nn.Module):
         return self.temperature * self.net(x)
 
 
-def _fit(
+def fit(
     net: nn.Module, x: Tensor, targets: Tensor, temperature: float = 1.0, epochs: int = 12
 ) -> None:
+    """Train on ``targets`` ``(n, k)``, distributions over classes, at a temperature."""
     optimiser = torch.optim.Adam(net.parameters(), 2e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(epochs):
