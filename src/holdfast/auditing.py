@@ -34,6 +34,7 @@ def audit(
     access: Access | str | None = None,
     quantise: str | None = None,
     verify: str = "off",
+    trust: str = "act",
     curve_steps: int = 6,
     n: int | None = None,
     seed: int = 0,
@@ -59,6 +60,8 @@ def audit(
         target: None for any wrong answer, a class, or ``random``, ``least_likely``, ``runner_up``.
         access: ``gradients``, ``scores`` or ``labels``; None: all that the model gives.
         quantise: ``"8bit"`` counts only adversarial inputs that survive rounding to 8 bits.
+        trust: ``"act"``: look whether the attacks were misled, and add attacks that are not;
+            ``"look"``: look only; ``"off"``: neither.
         verify: ``"fast"``, ``"standard"`` or ``"thorough"``: prove what holds, beside the attacks,
             so that the report closes in from both sides; ``"off"``: attacks alone.
         curve_steps: Forward passes per broken sample for the accuracy-against-eps curve.
@@ -95,6 +98,7 @@ def audit(
         budget=Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
         quantise=quantise,  # type: ignore[arg-type]
         verify=verify,  # type: ignore[arg-type]
+        trust=trust,  # type: ignore[arg-type]
         curve_steps=curve_steps,
         batch_size=batch_size,
         device=device,

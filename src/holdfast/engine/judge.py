@@ -72,6 +72,8 @@ def judge(
     accepted[inside] = reached(fresh, y[inside], goal[inside])
     logits[inside] = fresh
     again = accepted.nonzero().squeeze(1)
+    if len(again) == 0:
+        return Judgement(accepted, points, logits)
     second = answers(model, points[again], N_CONFIRMING) if model.is_random else None
     second = model.replay(points[again]) if second is None else second
     accepted[again] = reached(second, y[again], goal[again])

@@ -71,9 +71,9 @@ def trust_in(result: ThreatResult) -> Trust:
     n_passes = sum(look.forward + look.backward for look in looks)
     n_checks = sum(len(look.checks) for look in looks)
     n_probed = max(look.n_probed for look in looks)
-    if not reasons:
-        return Trust(Confidence.TRUSTED, None, (), (), n_checks, n_probed, n_passes)
-    first, lowered = _fall(result, reasons)
+    first, lowered = _fall(result, reasons) if reasons else (None, ())
+    if not reasons or (not lowered and not n_probed):  # nothing is left to be wrong about
+        return Trust(Confidence.TRUSTED, None, (), reasons, n_checks, n_probed, n_passes)
     confidence = Confidence.HELD if _has_acted(looks) else Confidence.OPEN
     if lowered:
         confidence = Confidence.LOWERED
