@@ -97,6 +97,14 @@ QuantiseOption = Annotated[
         rich_help_panel=_ATTACKER,
     ),
 ]
+TrustOption = Annotated[
+    str | None,
+    typer.Option(
+        help="act: look whether attacks were misled, and add others; look: look only; or off.",
+        metavar="HOW",
+        rich_help_panel=_ATTACKER,
+    ),
+]
 VerifyOption = Annotated[
     str | None,
     typer.Option(
