@@ -39,7 +39,7 @@ from holdfast.verifiers.graph_bounds import GraphBounds, spread
 from holdfast.verifiers.halfspace import CutBox
 from holdfast.verifiers.problem import Counterexample, Leaf, Split
 from holdfast.verifiers.propagation import propagate
-from holdfast.verifiers.regions import BoxRegion
+from holdfast.verifiers.regions import BoxRegion, Region
 from holdfast.verifiers.search import Search
 from holdfast.verifiers.tightening import tighten
 
@@ -174,17 +174,24 @@ def _refresh(tree: Tree, domains: list[Domain]) -> list[Domain]:
     """The domains with new bounds; those of which nothing is left are gone."""
     search = tree.search
     batch, bound = _exact(tree, domains)
-    region = batch.region
-    h, g = _halfspace(batch, bound)
-    if bool((-region.minimum(-h.unsqueeze(1))[:, 0] + g > 0).any()):
-        region = CutBox(region.lower, region.upper, h, g)
-    state, empty = tighten(search.graph, batch.state, region)
+    state, empty = tighten(search.graph, batch.state, _left(batch, bound))
     return [
         replace(d, anchor=Anchor(one, _lifetime(search.graph, one)), age=0)
         for i, d in enumerate(domains)
         if not bool(empty[i])
         for one in (state.rows(slice(i, i + 1)),)
     ]
+
+
+def _left(batch: Batch, bound: LinearBound) -> Region:
+    """The inputs where the domains could be violated; of balls that is not told apart."""
+    region = batch.region
+    if not isinstance(region, BoxRegion):
+        return region
+    h, g = _halfspace(batch, bound)
+    if bool((-region.minimum(-h.unsqueeze(1))[:, 0] + g <= 0).all()):
+        return region
+    return CutBox(region.lower, region.upper, h, g)
 
 
 def _halfspace(batch: Batch, bound: LinearBound) -> tuple[Tensor, Tensor]:
@@ -223,7 +230,8 @@ def _root(search: Search, clauses: Tensor, state: State | None) -> tuple[Root, l
     graph, rows = search.graph, search.rows
     shape = (1, *graph.input_shape)
     first = int(clauses[0])
-    region = BoxRegion(rows.lower[first].reshape(shape), rows.upper[first].reshape(shape))
+    box = BoxRegion(rows.lower[first].reshape(shape), rows.upper[first].reshape(shape))
+    region = search.ball or box
     state = propagate(graph, region) if state is None else state
     C, d = rows.C[clauses], rows.d[clauses]
     A = C.reshape(1, -1, *graph.output_shape)

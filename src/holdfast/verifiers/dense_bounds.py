@@ -14,6 +14,7 @@ from holdfast.verifiers.crown import State
 from holdfast.verifiers.dense import Dense, Lines, ascend, backward, condense
 from holdfast.verifiers.domains import CANDIDATES, Anchor, Domain, Root
 from holdfast.verifiers.problem import Split
+from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
 
 # Coefficients of a batch of domains; a megabyte fits the caches of small machines.
@@ -40,7 +41,9 @@ class Stack(NamedTuple):
 
 
 def dense_bounds(search: Search, root: Root, clauses: Sequence[int]) -> DenseBounds | None:
-    """The bounder of a rectifier network, or None for other networks."""
+    """The bounder of a rectifier network, or None for other networks and for balls."""
+    if not isinstance(root.region, BoxRegion):
+        return None
     at = torch.tensor(list(clauses))
     weights = torch.stack([root.weights[c] for c in clauses]).unsqueeze(1)
     rows = search.rows

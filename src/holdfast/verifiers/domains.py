@@ -15,7 +15,7 @@ from holdfast.graphs.operator import Box
 from holdfast.graphs.window import Window
 from holdfast.verifiers.crown import Cuts, State
 from holdfast.verifiers.problem import Split
-from holdfast.verifiers.regions import BoxRegion
+from holdfast.verifiers.regions import BallRegion, BoxRegion
 from holdfast.verifiers.search import Search
 
 CANDIDATES = 4
@@ -103,7 +103,7 @@ class Anchor:
 class Root:
     """What all domains of one input box share."""
 
-    region: BoxRegion
+    region: BoxRegion | BallRegion
     anchor: Anchor
     weights: dict[int, Tensor]
 
@@ -113,14 +113,14 @@ class Root:
 class Shifted:
     """A region whose minimum includes a property's own input coefficients and constants."""
 
-    region: BoxRegion
+    region: BoxRegion | BallRegion
     D: Tensor | None
     d: Tensor
 
     @property
     def is_box(self) -> bool:
-        """Always."""
-        return True
+        """Whether the inputs are."""
+        return self.region.is_box
 
     def hull(self) -> Box:
         """The box of inputs."""
@@ -164,7 +164,7 @@ class Batch:
     D: Tensor | None
     d: Tensor
     state: State
-    region: BoxRegion
+    region: BoxRegion | BallRegion
     cuts: dict[int, Cuts]
     places: list[list[tuple[int, int]]]
 
@@ -183,8 +183,7 @@ def batch_of(search: Search, root: Root, domains: Sequence[Domain], low: bool) -
     cuts, places = _cuts(domains, dtype)
     for node, cut in cuts.items():
         boxes[node] = _clip(boxes[node], cut)
-    shape = (n, *search.graph.input_shape)
-    wide = BoxRegion(region.lower.expand(shape), region.upper.expand(shape))
+    wide = region.rows(torch.zeros(n, dtype=torch.long))
     return Batch(
         A.reshape(n, 1, *search.graph.output_shape),
         D,

@@ -13,6 +13,7 @@ from torch import Tensor
 from holdfast.graphs.graph import Graph
 from holdfast.verifiers.attack import Rows
 from holdfast.verifiers.problem import Counterexample, FloatArray, Leaf, Property
+from holdfast.verifiers.regions import BallRegion
 from holdfast.verifiers.replay import Runtime, replay
 
 
@@ -30,6 +31,7 @@ class Search:
         look: Look for counterexamples; bounds alone decide without.
         seed: Of all random choices.
         clock: Seconds since some moment.
+        ball: The inputs, where they are a norm ball within the property's box.
     """
 
     graph: Graph
@@ -40,6 +42,7 @@ class Search:
     look: bool = True
     seed: int = 0
     clock: Callable[[], float] = time.monotonic
+    ball: BallRegion | None = None
     leaves: list[Leaf] = field(default_factory=list)
     domains: int = 0
     lower: float = float("inf")

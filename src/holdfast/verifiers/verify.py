@@ -17,6 +17,7 @@ from holdfast.verifiers.activation_split import split_activations
 from holdfast.verifiers.attack import descend, starts
 from holdfast.verifiers.input_split import split_inputs
 from holdfast.verifiers.problem import Certificate, Counterexample, Property, Verdict
+from holdfast.verifiers.regions import BallRegion
 from holdfast.verifiers.replay import Runtime, graph_runtime, onnx_runtime
 from holdfast.verifiers.search import Search
 
@@ -35,6 +36,7 @@ def verify(
     seed: int = 0,
     example: Tensor | None = None,
     clock: Callable[[], float] = time.monotonic,
+    ball: BallRegion | None = None,
 ) -> Verdict:
     """Finds an input that violates the property, or proves that none exists.
 
@@ -48,6 +50,8 @@ def verify(
         example: Inputs of a module, for their shape.
         clock: Counts the seconds; ``time.process_time`` counts those of the processor, which
             repeat on a busy machine.
+        ball: Only inputs of this norm ball within the property's box count; then the answer is
+            ``unsat``, ``unknown`` or ``timeout``, as counterexamples are not looked for.
 
     Raises:
         GraphError: The network cannot be read.
@@ -60,7 +64,9 @@ def verify(
     if not prop.clauses or all((c.lower > c.upper).any() for c in prop.clauses):
         proof = Certificate((), True) if certificate else None
         return Verdict("unsat", certificate=proof, reason="the property contradicts itself")
-    search = Search(graph, prop, runtime, begin + timeout_s, certificate, attack, seed, clock)
+    search = Search(graph, prop, runtime, begin + timeout_s, certificate, attack, seed, clock, ball)
+    if ball is not None:
+        search.ball, search.look, search.keep_leaves = ball.to(torch.float64), False, False
     outcome = _decide(search)
     seconds = clock() - begin
     if isinstance(outcome, Counterexample):
@@ -68,10 +74,13 @@ def verify(
     if outcome == "unsat":
         proof = (
             Certificate(tuple(search.leaves), search.input_splits, search.bounds)
-            if certificate
+            if certificate and ball is None
             else None
         )
         return Verdict("unsat", None, proof, seconds, search.domains, search.lower)
+    if outcome == "unknown":
+        reason = "every neuron is split and the bounds are still open"
+        return Verdict("unknown", None, None, seconds, search.domains, search.lower, reason)
     return Verdict(
         "timeout", None, None, seconds, search.domains, search.lower, f"no answer in {timeout_s} s"
     )
@@ -112,9 +121,11 @@ def _decide(search: Search) -> Counterexample | str:
         return found
     for clauses in _groups(search):
         moving = search.rows.upper[clauses[0]] > search.rows.lower[clauses[0]]
-        by_input = int(moving.sum()) <= FEW_INPUTS
+        by_input = int(moving.sum()) <= FEW_INPUTS and search.ball is None
         search.input_splits = by_input
         outcome = split_inputs(search, clauses) if by_input else split_activations(search, clauses)
+        if outcome is None and search.ball is not None:
+            return "unknown"
         if outcome is None:
             # Nothing is left to split inside the network; halving the input box always goes on.
             search.leaves.clear()
