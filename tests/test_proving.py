@@ -5,7 +5,7 @@ from torch import nn
 from holdfast.errors import GraphError, ThreatError
 from holdfast.model import Model
 from holdfast.perturbations.ball import Ball
-from holdfast.proving import bounds, certified_radius
+from holdfast.proving import bounds, certified_radius, smooth
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,13 @@ def test_a_better_method_certifies_more_and_wrong_classes_nothing(net, x):
     assert bool((found[2] >= 0.98 * found[1]).all())
     assert float(found[0].mean()) < float(found[1].mean()) < float(found[2].mean())
     assert not bool(certified_radius(net, x, (y + 1) % 3).any())
+
+
+def test_smoothing_takes_models_and_modules(net, x):
+    plain = smooth(net, 0.05, n=500).certify(x[:2])
+    wrapped = smooth(Model(net), 0.05, n=500).certify(x[:2])
+    assert plain.prediction.tolist() == wrapped.prediction.tolist()
+    assert (plain.radius == wrapped.radius).all()
 
 
 def test_bad_input_is_told(net, x):

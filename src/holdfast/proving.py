@@ -1,4 +1,4 @@
-"""``holdfast.bounds``, ``holdfast.certified_radius``: what holds for every allowed input.
+"""``holdfast.bounds``, ``certified_radius``, ``smooth``: what holds for every allowed input.
 
 >>> lower, upper = holdfast.bounds(model, x, "linf:0.1")
 >>> radius = holdfast.certified_radius(model, x, y, norm="l2")
@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
@@ -22,6 +23,7 @@ from holdfast.threat import Domain, Threat, parse_threat
 from holdfast.verifiers.bounds import METHODS, SAMPLES, BoundMethod, Bounds, bounds_over
 from holdfast.verifiers.radius import Search, bisected_radius
 from holdfast.verifiers.regions import Norm, threat_region
+from holdfast.verifiers.smoothing import SmoothedModel
 
 RadiusMethod = Literal["ibp", "crown-ibp", "crown", "alpha-crown", "lipschitz"]
 Network = Model | nn.Module | Graph | Trace | str | os.PathLike[str]
@@ -130,6 +132,29 @@ def certified_radius(
     if method == "alpha-crown" and start is None:
         start = bisected_radius(graph, x.double(), y, norm, (low, high), Search("crown", 0.2))
     return bisected_radius(graph, x.double(), y, norm, (low, high), search, start)
+
+
+def smooth(
+    model: Model | nn.Module | Callable[[Tensor], Tensor], sigma: float = 0.25, **options: Any
+) -> SmoothedModel:
+    """A smoothed model that predicts, abstains and certifies by voting over noisy inputs.
+
+    Args:
+        model: A :class:`Model`, a module, or any function from inputs to logits.
+        sigma: Standard deviation of the noise, in units of the input.
+        options: ``noise`` (``"gaussian"`` for l2, ``"uniform"`` for l1), ``denoiser``, ``alpha``,
+            ``n0``, ``n``, ``batch``, ``seed``; see :class:`SmoothedModel`.
+
+    Raises:
+        ValueError: an option out of range.
+    """
+    if isinstance(model, Model):
+        return SmoothedModel(model.logits, sigma, **options)
+    if not callable(model):
+        raise ModelError(
+            f"A {type(model).__name__} cannot be smoothed. Give a module or a function to logits."
+        )
+    return SmoothedModel(model, sigma, **options)
 
 
 def as_graph(model: Network, x: Tensor) -> Graph:

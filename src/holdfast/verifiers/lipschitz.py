@@ -236,15 +236,15 @@ def _gradient(
     """Intervals of coefficients before the node, as centres and radii, for every input."""
     op = node.op
     if isinstance(op, Activation):
-        low, high = (s.unsqueeze(1) for s in _slopes(op, boxes[0], node.place))
+        low, high = (s.unsqueeze(1) for s in slopes(op, boxes[0], node.place))
         ends = [(centre + sign * radius) * s for sign in (-1, 1) for s in (low, high)]
         least, most = torch.stack(ends).amin(0), torch.stack(ends).amax(0)
         return [((least + most) / 2, (most - least) / 2)]
-    around = _absolute(op, node.place).pull(radius + 1e-12 * centre.abs(), boxes).coefficients
+    around = absolute(op, node.place).pull(radius + 1e-12 * centre.abs(), boxes).coefficients
     return list(zip(op.pull(centre, boxes).coefficients, around, strict=True))
 
 
-def _absolute(op: Operator, place: str) -> Operator:
+def absolute(op: Operator, place: str) -> Operator:
     """The affine operator with the absolute values of its coefficients."""
     if isinstance(op, (Linear, Conv, ConvTranspose)):
         return replace(op, weight=op.weight.abs())
@@ -259,7 +259,7 @@ def _absolute(op: Operator, place: str) -> Operator:
     )
 
 
-def _slopes(op: Activation, box: Box, place: str) -> tuple[Tensor, Tensor]:
+def slopes(op: Activation, box: Box, place: str) -> tuple[Tensor, Tensor]:
     """Least and greatest derivative over the box."""
     if isinstance(op, ReLU):
         return (box.lower > 0).to(box.lower), (box.upper >= 0).to(box.lower)
