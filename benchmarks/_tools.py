@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from _validation import Case
 
-Tool = Callable[[nn.Module, Tensor, Tensor, Case], Tensor]
+Outcome = tuple[Tensor, dict[str, int]]
+"""Changed inputs, and counts of the tool's own."""
+Tool = Callable[[nn.Module, Tensor, Tensor, Case], Outcome]
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
 def reference(folder: Path, version: str = "standard", seed: int = 0) -> Tool:
     """The authors' code in ``folder`` (a checkout of fra31/auto-attack)."""
 
-    def run(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
+    def run(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Outcome:
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
         from autoattack import AutoAttack  # type: ignore[import-not-found]
@@ -36,20 +38,20 @@ def reference(folder: Path, version: str = "standard", seed: int = 0) -> Tool:
             verbose=False,
             device=str(x.device),
         )
-        return attack.run_standard_evaluation(x, y, bs=len(x))
+        return attack.run_standard_evaluation(x, y, bs=len(x)), {}
 
     return run
 
 
-def torchattacks(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
+def torchattacks(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Outcome:
     """What torchattacks calls AutoAttack."""
     import torchattacks as library
 
     attack = library.AutoAttack(net, norm=NORMS[case.norm], eps=case.eps, seed=0)
-    return attack(x, y)
+    return attack(x, y), {}
 
 
-def art(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
+def art(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Outcome:
     """What ART calls AutoAttack."""
     from art.attacks.evasion import AutoAttack
     from art.estimators.classification import PyTorchClassifier
@@ -59,4 +61,4 @@ def art(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
     )
     norm = {"linf": np.inf, "l2": 2, "l1": 1}[case.norm]
     attack = AutoAttack(classifier, norm=norm, eps=case.eps, batch_size=len(x))
-    return torch.from_numpy(np.asarray(attack.generate(x.numpy(), y.numpy()))).to(x)
+    return torch.from_numpy(np.asarray(attack.generate(x.numpy(), y.numpy()))).to(x), {}

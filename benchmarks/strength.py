@@ -11,6 +11,7 @@ in pieces under ``build/strength``, so a run may be stopped and gone on with:
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 import _tools
-from _common import ROOT, counted, seconds
-from _tools import Tool
-from _validation import CASES, Case, network, samples
+from _common import ROOT, counted, seconds, versions, write
+from _tools import Outcome, Tool
+from _validation import CASES, CHOSEN_ON, Case, network, samples
 
 PIECES = ROOT / "build" / "strength"
 PRESETS = ("quick", "standard", "thorough", "autoattack")
@@ -34,14 +35,19 @@ PIECE = 50  # samples per piece: what is lost at most when a run is stopped
 def ours(cascade: str) -> Tool:
     """An audit with one of our cascades."""
 
-    def run(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Tensor:
+    def run(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Outcome:
         import holdfast
 
         with tempfile.TemporaryDirectory() as folder:
             report = holdfast.audit(
                 net, (x, y), case.threat, cascade=cascade, curve_steps=0, out=folder
             )
-            return report.adversarial().to(x).clone()
+            rows, points = report.adversarial()
+        result = report.threats[case.threat]
+        x_adv = x.clone()
+        x_adv[rows] = points.to(x)
+        # without the checks of the model, whose cost does not grow with the data
+        return x_adv, {"search": sum(result.forward) + sum(result.backward) + len(x)}
 
     return run
 
@@ -72,10 +78,11 @@ def piece(name: str, tool: Tool, start: int, stop: int) -> dict[str, Any]:
     """One tool on some samples of one network."""
     net, case = network(name), CASES[name]
     x, y = (part[start:] for part in samples(name, stop))
-    out: list[Tensor] = []
+    out: list[Outcome] = []
     with counted(net) as count:
         spent = seconds(lambda: out.append(tool(net, x.clone(), y.clone(), case)))
-    broken = fooled(net, out[0], x, y, case)
+    x_adv, extra = out[0]
+    broken = fooled(net, x_adv, x, y, case)
     return {
         "fooled": "".join(str(int(b)) for b in broken),
         "forward": count.forward,
@@ -83,7 +90,7 @@ def piece(name: str, tool: Tool, start: int, stop: int) -> dict[str, Any]:
         "seconds": round(spent, 2),
         "load": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),
-    }
+    } | extra
 
 
 def measure(name: str, tool: str, run: Tool, n: int, size: int = PIECE) -> None:
@@ -103,14 +110,118 @@ def measure(name: str, tool: str, run: Tool, n: int, size: int = PIECE) -> None:
 
 
 def _source(tool: str) -> str:
-    """For our own tools a hash of the source: other code, other figures."""
+    """For our own tools a hash of the attacks and of the cascade: other code, other figures."""
     if tool not in PRESETS:
         return ""
-    files = [ROOT / "src" / "holdfast" / "cascades" / f"{tool}.toml"]
-    for folder in ("attacks", "perturbations"):
-        files += sorted((ROOT / "src" / "holdfast" / folder).glob("*.py"))
-    files += [
-        ROOT / "src" / "holdfast" / "engine" / f
-        for f in ("slots.py", "attacking.py", "cascade.py", "judge.py")
-    ]
+    folder = ROOT / "src" / "holdfast"
+    names = ("apgd", "fab", "fgsm", "malt", "square", "square_pgd", "_losses")
+    files = [folder / "cascades" / f"{tool}.toml", *(folder / "attacks" / f"{n}.py" for n in names)]
     return hashlib.blake2b(b"".join(f.read_bytes() for f in files), digest_size=8).hexdigest()
+
+
+def collect() -> list[dict[str, Any]]:
+    """One row per network and tool, from the pieces; each compared with the reference's."""
+    found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
+    for path in sorted(PIECES.glob("*.json")):
+        content = json.loads(path.read_text())
+        if content["source"] in ("", _source(content["tool"])):
+            key = (content["model"], content["tool"])
+            found.setdefault(key, {})[content["start"]] = content
+    verdicts = {key: _verdicts(pieces) for key, pieces in found.items()}
+    return [
+        _row(name, tool, pieces, verdicts[name, tool], verdicts.get((name, "reference")))
+        for (name, tool), pieces in sorted(found.items())
+    ]
+
+
+def _verdicts(pieces: dict[int, dict[str, Any]]) -> dict[int, bool]:
+    """Sample -> fooled."""
+    return {
+        start + i: mark == "1"
+        for start, content in pieces.items()
+        for i, mark in enumerate(content["fooled"])
+    }
+
+
+def _row(
+    name: str,
+    tool: str,
+    pieces: dict[int, dict[str, Any]],
+    own: dict[int, bool],
+    other: dict[int, bool] | None,
+) -> dict[str, Any]:
+    n = len(own)
+    forward = sum(p["forward"] for p in pieces.values())
+    backward = sum(p["backward"] for p in pieces.values())
+    row = {
+        "model": name,
+        "kind": CASES[name].kind,
+        "threat": CASES[name].threat,
+        "used_for": "choosing" if name in CHOSEN_ON else "checking",
+        "tool": tool,
+        "n": n,
+        "robust_accuracy": round(1 - sum(own.values()) / n, 4),
+        "passes_per_sample": round((forward + backward) / n, 1),
+        "forward_per_sample": round(forward / n, 1),
+        "seconds": round(sum(p["seconds"] for p in pieces.values()), 1),
+        "load": round(max(p["load"] for p in pieces.values()), 1),
+    }
+    if all("search" in p for p in pieces.values()):
+        row["search_passes_per_sample"] = round(sum(p["search"] for p in pieces.values()) / n, 1)
+    if other is None or tool == "reference":
+        return row
+    shared = sorted(set(own) & set(other))
+    return row | {
+        "n_shared": len(shared),
+        "robust_accuracy_shared": round(sum(not own[i] for i in shared) / max(1, len(shared)), 4),
+        "reference_shared": round(sum(not other[i] for i in shared) / max(1, len(shared)), 4),
+        "only_this_broke": [i for i in shared if own[i] and not other[i]],
+        "only_reference_broke": [i for i in shared if other[i] and not own[i]],
+    }
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The rows as lines."""
+    for row in rows:
+        name = f"{row['model']:28} {row['tool']:22} n {row['n']:5}"
+        cost = f"passes {row['passes_per_sample']:9.1f} {row['seconds']:8.1f} s"
+        print(f"{name} robust {row['robust_accuracy']:.3f} {cost}", _compared(row))
+
+
+def _compared(row: dict[str, Any]) -> str:
+    if "n_shared" not in row:
+        return ""
+    both = f"{row['robust_accuracy_shared']:.3f} against {row['reference_shared']:.3f}"
+    missed, more = row["only_reference_broke"], row["only_this_broke"]
+    return f"shared {row['n_shared']}: {both}, missed {missed}, more {more}"
+
+
+def main() -> None:
+    """Measure what is asked for and not there yet; ``--collect`` writes ``strength.json``."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--models", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--tools", nargs="*", default=["quick", "standard"])
+    parser.add_argument("--n", type=int, default=1000, help="samples per network")
+    parser.add_argument("--piece", type=int, default=PIECE, help="samples attacked together")
+    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--autoattack", type=Path, help="a checkout of fra31/auto-attack")
+    parser.add_argument("--collect", action="store_true", help="write the results, measure nothing")
+    options = parser.parse_args()
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    known = tools(options.autoattack)
+    if unknown := set(options.tools) - set(known):
+        parser.error(f"unknown tools {sorted(unknown)}; there are {sorted(known)}")
+    for name in [] if options.collect else options.models:
+        for tool in options.tools:
+            measure(name, tool, known[tool], options.n, options.piece)
+    rows = collect()
+    show(rows)
+    packages = ("torchattacks", "adversarial-robustness-toolbox")
+    settings = {"chosen_on": list(CHOSEN_ON), "peers": versions(*packages)}
+    if options.collect:
+        write("strength", settings, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -125,10 +125,8 @@ def train(name: str) -> None:
             optimizer.step()
             schedule.step()
             total += loss.item()
-        print(
-            f"{name} epoch {epoch}: loss {100 * total / len(x):.3f}, {time.monotonic() - began:.0f} s",
-            flush=True,
-        )
+        mean, spent = 100 * total / len(x), time.monotonic() - began
+        print(f"{name} epoch {epoch}: loss {mean:.3f}, {spent:.0f} s", flush=True)
     OWN.mkdir(parents=True, exist_ok=True)
     torch.save(net.state_dict(), OWN / f"{name}.pt")
 

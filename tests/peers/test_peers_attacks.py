@@ -138,3 +138,38 @@ def test_a_targeted_attack_aims_at_the_class_given():
     assert (moved == target).any()
     untouched = answers(model, APGD(steps=40)(model, x, y, "linf:0", targets=target))
     assert torch.equal(untouched, y)
+
+
+def test_l1_apgd_warms_up_in_larger_balls_and_ends_in_the_allowed_one():
+    model, x = Net(8, 3), inputs(1, 4)
+    problem = pose(model, x, answers(model, x), Ball("l1", 0.4))
+    trace = drive(APGD(steps=20, widening=True), model, problem)
+    sizes = [(trace.path(0)[i] - x[0]).abs().sum().item() / 0.4 for i in range(23)]
+    assert max(sizes[:7]) > 2.0  # six steps within three radii
+    assert max(sizes[7:14]) <= 2.0 + 1e-5  # six within two
+    assert max(sizes[14:]) <= 1.0 + 1e-5  # eight within the threat
+
+
+def test_what_l1_apgd_meets_in_larger_balls_counts_for_nothing():
+    model, x = Net(8, 3), inputs(1, 12)
+    y = answers(model, x)
+    x_adv = APGD(steps=20, widening=True)(model, x, y, "l1:0.05")
+    assert ((x_adv - x).abs().flatten(1).sum(1) <= 0.05 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["autoattack", "autoattack_plus"])
+def test_the_preset_has_the_published_numbers_of_steps_targets_and_queries(name):
+    """Elsewhere a thing of this name runs 10 steps, or DeepFool for FAB."""
+    from holdfast.engine.cascade import fitting
+    from holdfast.plan import load_cascade
+    from holdfast.threat import Access
+
+    steps, left_out = fitting(load_cascade(name), "linf", Access.GRADIENTS)
+    attacks = [(s.attack.card.name, s.attack.options()) for s in steps]
+    assert not left_out
+    assert {o["steps"] for n, o in attacks if n in ("apgd", "fab")} == {100}
+    assert [o["queries"] for n, o in attacks if n == "square"] == [5000]
+    aims = [(n, o["n_targets"]) for n, o in attacks if o.get("n_targets")]
+    assert aims == [("apgd", 9), ("fab", 9)]
+    if name == "autoattack":
+        assert [n for n, _ in attacks] == ["apgd", "apgd", "fab", "square"]
