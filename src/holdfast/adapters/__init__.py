@@ -1,0 +1,1 @@
+"""Our attacks behind the interfaces of other tools."""
