@@ -92,7 +92,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("make", CASES, ids=lambda make: make.__name__)
+SLOW = (solver, quantised, rippled)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [pytest.param(make, marks=pytest.mark.slow if make in SLOW else ()) for make in CASES],
+    ids=lambda make: make.__name__,
+)
 def test_defence_is_seen_through(bench, undefended, make):
     report = bench.audit(make(bench))
     result = report.threats[EPS]
@@ -103,3 +110,41 @@ def test_defence_is_seen_through(bench, undefended, make):
     assert trust.first.value > undefended + 0.1
     assert result.robust_accuracy.value <= undefended + CLOSE
     assert "Don't trust the first number" in str(report)
+
+
+NEAR = "linf:0.08"  # where some samples of the undefended network survive
+
+
+def sparsified(bench):
+    return masking.sparsified(bench.net, bench.x, 0.5)
+
+
+def random_resizing(bench):
+    return masking.RandomResizing(bench.net, 0.6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [sparsified, random_resizing], ids=lambda make: make.__name__)
+def test_defence_that_hides_little(bench, make):
+    bound = bench.audit(bench.net, NEAR).threats[NEAR].robust_accuracy.value
+    result = bench.audit(make(bench), NEAR).threats[NEAR]
+    assert result.trust.confidence is Confidence.LOWERED
+    reason = {sparsified: "hard_steps", random_resizing: "randomness"}[make]
+    assert reason in {r.check for r in result.trust.reasons}
+    assert result.robust_accuracy.value <= bound + CLOSE
+
+
+@pytest.mark.slow
+def test_winners_take_all(bench):
+    """Its first number is low already on so small a network: nothing is left to mistrust."""
+    torch.manual_seed(0)
+    net = bench.fitted(small(lambda: masking.WinnersTakeAll(0.1)))
+    bound = bench.audit(bench.net, NEAR).threats[NEAR].robust_accuracy.value
+    assert bench.audit(net, NEAR).threats[NEAR].robust_accuracy.value <= bound + CLOSE
+
+
+def test_undefended_network_is_trusted_where_samples_survive(bench):
+    result = bench.audit(bench.net, NEAR).threats[NEAR]
+    assert result.robust_accuracy.value > 0.3
+    assert result.trust.confidence is Confidence.TRUSTED
+    assert not result.looks[0].added

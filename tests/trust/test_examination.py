@@ -1,0 +1,75 @@
+"""Looks are records: resumed, switched off, and derived into a verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from driving_trust import EPS, Quantised, digits_net, plan, result
+
+from holdfast import registry
+from holdfast.data import ArrayData
+from holdfast.engine import journal
+from holdfast.engine.run import run
+from holdfast.model import Model
+from holdfast.record import Attempt, Examined
+from holdfast.reports._trust import Confidence
+from holdfast.reports.report import Report
+
+
+@pytest.fixture(scope="module")
+def net():
+    return digits_net()
+
+
+@pytest.fixture(scope="module")
+def whole(net, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole")
+    list(run(plan(), Model(Quantised(net[0])), net[1], directory))
+    return directory
+
+
+def test_a_doubt_becomes_stages(whole):
+    looks = [r for r in journal.read(whole) if isinstance(r, Examined)]
+    assert looks[0].added
+    assert {s.check for s in looks[0].suspicions} >= {"hard_steps", "zero_gradients"}
+    assert Report.load(whole).threats[EPS].trust.confidence is Confidence.LOWERED
+
+
+@pytest.mark.slow
+def test_same_result_when_stopped_again_and_again(net, whole, tmp_path):
+    ticks = np.random.default_rng(0)
+    for _ in range(6):
+        events = run(plan(), Model(Quantised(net[0])), net[1], tmp_path)
+        for _ in range(int(ticks.integers(1, 12))):
+            if next(events, None) is None:
+                break
+        events.close()
+    list(run(plan(), Model(Quantised(net[0])), net[1], tmp_path))
+    assert result(tmp_path) == result(whole)
+
+
+def test_same_result_for_shuffled_samples_and_other_batches(net, whole, tmp_path):
+    order = torch.randperm(len(net[1]), generator=torch.Generator().manual_seed(1))
+    data = ArrayData(net[1].x[order], net[1].y[order])
+    list(run(plan(batch_size=7), Model(Quantised(net[0])), data, tmp_path))
+    assert result(tmp_path) == result(whole)
+
+
+def test_look_only_and_off(net, tmp_path):
+    for trust, confidence in (("look", Confidence.OPEN), ("off", Confidence.UNKNOWN)):
+        directory = tmp_path / trust
+        list(run(plan(trust=trust), Model(Quantised(net[0])), net[1], directory))
+        report = Report.load(directory)
+        assert report.threats[EPS].trust.confidence is confidence
+        stages = {r.stage for r in journal.read(directory) if isinstance(r, Attempt)}
+        assert stages == {0}
+
+
+def test_every_check_has_a_card():
+    assert len(registry.checks()) >= 12
+    for name, check in registry.checks().items():
+        assert check.card.name == name
+        assert check.__module__ == f"holdfast.trust.{name}"
+        assert check.card.title
+        assert check.card.paper
