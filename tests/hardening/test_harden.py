@@ -15,8 +15,8 @@ from holdfast.defenses.pgd_training import PGDTraining
 from holdfast.errors import DataError, JournalError, ModelError, PlanError, ThreatError
 from holdfast.hardening import auditing, checkpoint, samples
 from holdfast.hardening.card import HardenCard
-from holdfast.hardening.events import Chosen, Validated
-from holdfast.hardening.harden import harden
+from holdfast.hardening.events import Chosen, Training, Validated
+from holdfast.hardening.harden import harden, listen, run_hardening
 
 QUICK = PGDTraining(PGD(steps=2))
 
@@ -98,6 +98,20 @@ def test_the_same_call_goes_on_and_another_is_refused(tmp_path):
     assert small.same(small.weights(first.module), small.weights(again.module))
     with pytest.raises(JournalError, match="another hardening"):
         run(out=tmp_path, epochs=4)
+
+
+def test_a_stopped_budget_goes_on_with_the_same_audit(tmp_path, monkeypatch):
+    asked = small.ask(small.fitted(3), seconds=6.0, audit=True, recipe=QUICK)
+    events = run_hardening(asked, tmp_path)
+    for event in events:
+        if isinstance(event, Training):
+            break
+    events.close()
+    monkeypatch.setattr(auditing.Audits, "_affordable", lambda self: 7)  # another time, another n
+    again = listen(run_hardening(asked, tmp_path), None)
+    assert again.before is not None
+    assert again.after is not None
+    assert again.before.n_samples == again.after.n_samples != 7
 
 
 def test_the_same_seed_gives_the_same_weights():

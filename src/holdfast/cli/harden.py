@@ -202,7 +202,8 @@ def run_harden(given: dict[str, Any], directory: Path, as_json: bool) -> None:
     from holdfast.cli.errors import INTERRUPTED, show_error
     from holdfast.cli.harden_display import display
     from holdfast.hardening.card import HardenCard
-    from holdfast.hardening.harden import finished, run_hardening
+    from holdfast.hardening.harden import run_hardening
+    from holdfast.hardening.telling import finished
 
     if finished(directory):
         card = HardenCard.load(directory)

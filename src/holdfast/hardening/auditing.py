@@ -15,6 +15,7 @@ from torch import Tensor
 from holdfast.attacks.pgd import PGD
 from holdfast.data import Data, FirstN
 from holdfast.engine.inner import inner_attack
+from holdfast.engine.journal import header_of, journal_path, read
 from holdfast.engine.run import run
 from holdfast.events import Event
 from holdfast.hardening.asking import Ask, Ready
@@ -130,13 +131,21 @@ class Audits:
 
     def _samples(self) -> Data:
         """The test samples, or the validation samples; as many as there is time for."""
-        n = self.ask.n_audit or self._affordable()
+        n = self._as_before() or self.ask.n_audit or self._affordable()
         if self.ask.test is not None:
             return FirstN(self.ask.test, n)
         samples = self.ready.samples
         rows = samples.split.validation[:n].tolist()
         name = f"{len(rows)} validation samples of {samples.validation_store.data.description}"
         return Rows(samples.validation_store.data, tuple(rows), name)
+
+    def _as_before(self) -> int | None:
+        """How many an earlier sitting took: both audits are of the same samples."""
+        directory = self.directory / "before"
+        if not journal_path(directory).is_file():
+            return None
+        records = read(directory)
+        return int(header_of(records).data["n_samples"]) if records else None
 
     def _affordable(self) -> int:
         if self.ask.seconds is None:

@@ -11,28 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
 from torch import nn
 
 from holdfast.data import as_data
 from holdfast.defenses.base import Recipe
-from holdfast.engine.identity import environment
-from holdfast.errors import JournalError, PlanError
+from holdfast.errors import PlanError
 from holdfast.events import Event, Found
-from holdfast.hardening import auto, checkpoint
-from holdfast.hardening.asking import Ask, Ready, make_fabric, prepare, settings_in_words
-from holdfast.hardening.auditing import Audits, describe_rows
-from holdfast.hardening.card import NAME, HardenCard, Round
+from holdfast.hardening import auto, checkpoint, planning
+from holdfast.hardening.asking import Ask, make_fabric, prepare
+from holdfast.hardening.auditing import Audits
+from holdfast.hardening.card import HardenCard
 from holdfast.hardening.events import Chosen
 from holdfast.hardening.loop import Loop
 from holdfast.hardening.meter import Meter
-from holdfast.hardening.price import side, worse
 from holdfast.hardening.recipe_text import parse_recipe
-from holdfast.hardening.saving import save_model
-from holdfast.hardening.settings import HardenPlan, Settings
-from holdfast.hardening.state import State
+from holdfast.hardening.saving import check_not_overwritten, save_model
+from holdfast.hardening.settings import HardenPlan
+from holdfast.hardening.telling import Story, make_card
 from holdfast.hardening.trainer import Setup
-from holdfast.hardening.validation import validate
 from holdfast.model import Model
 from holdfast.plan import Budget
 from holdfast.record import Finding
@@ -42,9 +38,6 @@ if TYPE_CHECKING:
     from holdfast.reports.report import Report
 
 T = TypeVar("T")
-PLAN = "plan.json"
-_LEAST_TRAINING_S = 1.0
-_QUICK_LOOK = 100
 _PLAIN = ("epochs", "from_scratch", "seed", "audit", "n_audit", "groups")  # as Ask has them
 
 
@@ -220,17 +213,18 @@ def run_hardening(ask: Ask, directory: Path) -> Generator[Event, None, HardenRes
         JournalError: where the directory holds another hardening, or the disk is full.
     """
     began = time.monotonic()
+    check_not_overwritten(ask.source, ask.weights, directory)
     fabric = make_fabric(ask.model.device, auto.precision(ask))
     ready = prepare(ask, fabric.device)
     meter = Meter(ask.model.device)
     for finding in ready.findings:
         yield Found(finding.code, finding.level, finding.text)
-    old = _old_plan(ask, ready, directory)
+    old = planning.old_plan(ask, ready, directory)
     audits = Audits(ask, ready, directory, fabric)
     before = yield from audits.before()
-    plan = old or _new_plan(ask, ready, fabric, audits, began)
+    plan = old or planning.new_plan(ask, ready, fabric, audits, began)
     if fabric.is_global_zero and old is None:
-        checkpoint.write_text(directory / PLAN, plan.model_dump_json(indent=1))
+        checkpoint.write_text(directory / planning.PLAN, plan.model_dump_json(indent=1))
     recipe = ask.recipe or parse_recipe(plan.recipe)
     setup = Setup(ready.model, ready.samples, ask.threats, recipe, plan.settings, fabric)
     loop = Loop(setup, directory)
@@ -240,121 +234,15 @@ def run_hardening(ask: Ask, directory: Path) -> Generator[Event, None, HardenRes
         if isinstance(event, Found):
             warned.append(Finding(code=event.code, level="warning", text=event.text))
         yield event
-    after = yield from audits.after(loop.trainer.state)
     path = None
     if fabric.is_global_zero:
         path = save_model(ready.model.f, ask.source, ask.weights, directory)  # type: ignore[arg-type]
-    story = _Story(ask, ready, plan, loop, meter, tuple(warned), path)
-    card = _card(story, before, after, directory)
+    after = yield from audits.after(loop.trainer.state)
+    story = Story(ask, ready, plan, loop, meter, tuple(warned), path)
+    card = make_card(story, before, after, directory)
     if fabric.is_global_zero:
         card.save(directory)
     return HardenResult(ready.model.f, ready.model, card, before, after, directory)  # type: ignore[arg-type]
-
-
-def _asked_plan(ask: Ask, ready: Ready) -> HardenPlan:
-    """The part of the plan that is asked for, not chosen."""
-    samples = ready.samples
-    extra = None if samples.extra is None else samples.extra.hash
-    return HardenPlan(
-        model={"source": ask.source, "weights": ask.weights, **auto.describe_model(ready.model)},
-        data={
-            **ask.names,
-            "train_hash": samples.store.hash,
-            "validation_hash": samples.validation_store.hash,
-            "extra_hash": extra,
-        },
-        threats=tuple(t.describe() for t in ask.threats),
-        recipe="" if ask.recipe is None else ask.recipe.describe(),
-        from_scratch=ask.from_scratch,
-        budget=f"{ask.budget}, seed {ask.seed}, {sorted(ask.settings.items())}",
-    )
-
-
-def _old_plan(ask: Ask, ready: Ready, directory: Path) -> HardenPlan | None:
-    """The plan of an earlier sitting of the same hardening."""
-    path = directory / PLAN
-    if not path.is_file():
-        return None
-    old = HardenPlan.model_validate_json(path.read_bytes())
-    if old.id != _asked_plan(ask, ready).id:
-        raise JournalError(
-            f"{directory} holds another hardening (of {old.model.get('description')} against "
-            f"{', '.join(old.threats)}, {old.budget}). Give another --out, or the same options."
-        )
-    return old
-
-
-def _new_plan(ask: Ask, ready: Ready, fabric: Any, audits: Audits, began: float) -> HardenPlan:
-    """Measure and choose, on the first process; the others do the same."""
-    plan = _asked_plan(ask, ready)
-    if fabric.is_global_zero:
-        draft = Settings(n_updates=1, seed=ask.seed)
-        setup = Setup(
-            ready.model,
-            ready.samples,
-            ask.threats,
-            ask.recipe or _any_recipe(),
-            draft,
-            _alone(fabric),
-        )
-        start = 0.0 if ask.from_scratch else _start(setup)
-        seconds = None
-        if ask.seconds is not None:
-            reserve = audits.reserve_s
-            seconds = max(_LEAST_TRAINING_S, ask.seconds - (time.monotonic() - began) - reserve)
-        asked = auto.Asked(
-            seconds, ask.epochs, ask.recipe, ask.from_scratch, start, ask.settings, ask.seed
-        )
-        chosen = auto.choose(asked, setup)
-        settings = chosen.settings
-        if ask.seconds is not None:
-            spent = time.monotonic() - began
-            left = max(_LEAST_TRAINING_S, ask.seconds - spent - audits.reserve_s)
-            settings = settings.model_copy(update={"seconds": left})
-        plan = plan.model_copy(
-            update={
-                "recipe": chosen.recipe.describe(),
-                "settings": settings,
-                "reasons": chosen.reasons,
-            }
-        )
-    return fabric.broadcast(plan)
-
-
-def _any_recipe() -> Recipe:
-    from holdfast.defenses.pgd_training import PGDTraining
-
-    return PGDTraining()
-
-
-def _alone(fabric: Any) -> Any:
-    """A Fabric of one process, for measuring on the first of several."""
-    if fabric.world_size == 1:
-        return fabric
-    return _Alone(fabric)
-
-
-class _Alone:
-    """What a trainer needs of Fabric, for one process among several."""
-
-    world_size, global_rank, is_global_zero = 1, 0, True
-
-    def __init__(self, fabric: Any) -> None:
-        self.strategy, self.autocast = fabric.strategy, fabric.autocast
-
-    def setup_optimizers(self, optimiser: Any) -> Any:
-        return optimiser
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-
-def _start(setup: Setup) -> float:
-    """Robust over clean accuracy of the weights as they came, on a few validation samples."""
-    from holdfast.hardening.trainer import Trainer
-
-    score = validate(Trainer(setup).step, setup.samples, _QUICK_LOOK, 10)
-    return auto.start_ratio(score.clean, score.robust)
 
 
 def _chosen(plan: HardenPlan, loop: Loop, directory: Path) -> Chosen:
@@ -369,116 +257,3 @@ def _chosen(plan: HardenPlan, loop: Loop, directory: Path) -> Chosen:
         min(len(samples.split.validation), plan.settings.n_validation),
         0 if done is None else int(done["state"]["index"]),
     )
-
-
-# ---------------------------------------------------------------------- the card
-
-
-@dataclass(frozen=True)
-class _Story:
-    """What the card tells."""
-
-    ask: Ask
-    ready: Ready
-    plan: HardenPlan
-    loop: Loop
-    meter: Meter
-    warned: tuple[Finding, ...]
-    path: Path | None
-
-
-def _card(
-    story: _Story, before: Report | None, after: Report | None, directory: Path
-) -> HardenCard:
-    ask, ready, loop = story.ask, story.ready, story.loop
-    state, spent = loop.trainer.state, story.meter.read()
-    lost = [] if before is None or after is None else worse(before, after, ask.groups)
-    return HardenCard(
-        model=ask.model.description,
-        model_path="" if story.path is None else str(story.path),
-        threats=tuple(t.describe() for t in ask.threats),
-        data=ask.train.description,
-        audited_on=describe_rows(ask, ready, 0 if after is None else after.n_samples),
-        recipe=story.plan.recipe,
-        recipe_at_end=loop.trainer.recipe.describe(),
-        settings=settings_in_words(story.plan.settings),
-        reasons=story.plan.reasons,
-        before=None if before is None else side(before),
-        after=None if after is None else side(after),
-        rounds=_rounds(directory),
-        chosen_round=_chosen_round(state),
-        seconds=float(spent["seconds"] or 0),
-        training_seconds=state.seconds,
-        epochs=loop.trainer.epochs,
-        updates=state.index,
-        passes=state.passes,
-        peak_memory_mb=float(spent["peak_memory_mb"] or 0),
-        energy_kj=spent["energy_kj"],
-        n_parameters=sum(p.numel() for p in loop.trainer.step.weights()),
-        worse=tuple(lost),
-        warnings=(*story.warned, *_warnings(story, state)),
-        command=ask.command,
-        environment=environment(ready.model),
-    )
-
-
-def _rounds(directory: Path) -> tuple[Round, ...]:
-    from holdfast.hardening.logs import read
-
-    return tuple(
-        Round(
-            epoch=line["epoch"],
-            seconds=line["seconds"],
-            loss=line["loss"],
-            clean=line["clean_accuracy"],
-            robust=line["robust_accuracy"],
-        )
-        for line in read(directory)
-        if line["what"] == "validated"
-    )
-
-
-def _chosen_round(state: State) -> str:
-    if state.best is None:
-        return ""
-    which = "averaged" if state.best.is_average else "live"
-    return (
-        f"The {which} weights with the best validation accuracy under attack were taken: "
-        f"{state.best.robust:.1%} of {state.best.n} ({state.best.clean:.1%} without attack)."
-    )
-
-
-def _warnings(story: _Story, state: State) -> list[Finding]:
-    """What a reader must know that no event said."""
-    from holdfast.hardening.logs import read
-
-    found = []
-    for line in read(story.loop.directory or Path()):
-        if line["what"] == "rolled_back":
-            text = f"{line['text']} The training went back and on with {line['recipe']}."
-            found.append(Finding(code=line["code"], level="warning", text=text))
-    gained = bool(state.history) and state.best in state.history
-    if not gained:
-        found.append(
-            Finding(
-                code="no_gain",
-                level="warning",
-                text="No weights were better under attack than those given, so those are what is "
-                "returned. Give a larger budget, a smaller radius, or more data.",
-            )
-        )
-    if story.ask.test is None and story.ask.audit:
-        found.append(
-            Finding(
-                code="audited_on_validation",
-                level="info",
-                text="The audits are on the validation samples, by which the best weights were "
-                "chosen: expect slightly less on new samples. Give test data for a clean number.",
-            )
-        )
-    return found
-
-
-def finished(directory: Path) -> bool:
-    """Whether a hardening in this directory has come to its end."""
-    return (directory / NAME).is_file()
