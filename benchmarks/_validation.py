@@ -32,7 +32,8 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(std).reshape(-1, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean) / self.std)
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return self.net((x - mean) / std)
 
 
 class PlainBlock(nn.Module):
