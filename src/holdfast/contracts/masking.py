@@ -28,6 +28,8 @@ class QuantisedInput(nn.Module):
 class StepInput(nn.Module):
     """Inputs as counts of thresholds passed (Buckman et al., 2018: thermometers)."""
 
+    steps: Tensor
+
     def __init__(self, net: nn.Module, levels: int = 16) -> None:
         super().__init__()
         self.net = net
@@ -72,6 +74,9 @@ class RandomResizing(nn.Module):
 
 class MeanSparse(nn.Module):
     """Values near their channel's mean become the mean (Amini et al., 2024, arXiv:2406.05927)."""
+
+    mean: Tensor
+    width: Tensor
 
     def __init__(self, mean: Tensor, std: Tensor, alpha: float) -> None:
         super().__init__()
@@ -147,12 +152,13 @@ def distilled(
     """
     n_classes = int(y.max()) + 1
     targets = F.one_hot(y, n_classes).float()
-    for _ in range(2):
-        net = _Scaled(make(), temperature)
-        fit(net, x, targets, temperature, epochs)
-        with torch.no_grad():
-            targets = (net(x) / temperature).softmax(1)
-    return net.eval()
+    teacher = _Scaled(make(), temperature)
+    fit(teacher, x, targets, temperature, epochs)
+    with torch.no_grad():
+        targets = (teacher(x) / temperature).softmax(1)
+    student = _Scaled(make(), temperature)
+    fit(student, x, targets, temperature, epochs)
+    return student
 
 
 class _Scaled(nn.Module):

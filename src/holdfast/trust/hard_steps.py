@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ class HardSteps(Check):
         return Doubt(text, {"n_steps": float(len(operators))}, remedies)
 
 
-def straight_through(operators: tuple[str, ...], width: float = 0.25) -> dict[str, object]:
+def straight_through(operators: tuple[str, ...], width: float = 0.25) -> dict[str, Any]:
     """The route through these operators."""
     return {"name": "straight_through", "operators": list(operators), "width": width}
 

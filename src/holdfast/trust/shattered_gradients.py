@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ class ShatteredGradients(Check):
         return float(torch.stack(cosines).mean(0)[seen].median())
 
 
-def neighbours(probe: Probe, draws: int = 8) -> tuple[dict[str, object], ...]:
+def neighbours(probe: Probe, draws: int = 8) -> tuple[dict[str, Any], ...]:
     """Routes that average over neighbours at two distances."""
     sizes = (_half_width(probe, 1 / 4), _half_width(probe, 1 / 16))
     return tuple({"name": "neighbours", "draws": draws, "size": size} for size in sizes)
