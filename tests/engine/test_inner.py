@@ -9,9 +9,10 @@ from ops import counted_ops
 from torch import nn
 
 from holdfast import APGD, FGSM, PGD, CarliniWagner, Model, parse_threat
-from holdfast.attacks.base import Objective
+from holdfast.attacks.base import Objective, Problem
 from holdfast.engine.inner import inner_attack
 from holdfast.engine.random import Rng
+from holdfast.engine.slots import Job, Rules, Slots
 from holdfast.errors import PlanError
 
 EPS = 0.1
@@ -151,3 +152,24 @@ def test_nothing_is_read_back_and_little_is_done(net, batch, attack, most, keep)
         bare_loop(net.eval(), *batch, 1, 0.1)
     own = (sum(six.values()) - sum(one.values())) / 5 - sum(bare.values())
     assert own < most  # bookkeeping, projection and views
+
+
+@pytest.mark.parametrize("attack", [PGD(steps=30), APGD(steps=30)])
+def test_a_step_of_the_slots_asks_the_device_one_thing(batch, attack):
+    """Whether any job is over or claims something; on the CPU, where it is free, about NaN too."""
+    x, _ = batch
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval()
+    with torch.no_grad():
+        net[1].weight.mul_(1e-3)
+        net[1].bias.copy_(torch.arange(5.0))  # nothing fools it
+    model, n = Model(net), len(x)
+    model.recognise(x)
+    none, y = torch.full((n,), -1), torch.full((n,), 4)
+    allowed = parse_threat(f"linf:{EPS}").bind(x, model.domain)
+    problem = Problem(x, y, none, allowed, Rng.from_seed(3, n), net(x).detach())
+    slots = Slots(model, n, Rules())
+    slots.add(attack, [Job(i, 0) for i in range(n)], problem, none)
+    slots.tick()
+    with counted_ops() as ops:
+        assert slots.tick() == []
+    assert sum(ops[name] for name in SYNCS) <= 2

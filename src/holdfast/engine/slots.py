@@ -229,9 +229,13 @@ class Slots:
         lane.tally, answer = _counted(lane.tally, answer, paid, counts)
         if self.rules.keep_best:
             lane.tally = _kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
-        accepted, verdict = self._claims(lane, query, answer)
+        claims = self._claims(lane.tally, answer)
         lane.state = lane.attack.tell(lane.state, answer)
         over = lane.state.finished | (lane.tally.queries >= lane.attack.max_queries)
+        spent = _has_spent(lane.tally, paid)
+        if not bool((claims | over | spent).any()):  # all that a step asks of the device
+            return []
+        accepted, verdict = self._judged(lane.tally, claims, query, answer)
         stopped = _has_spent(lane.tally, paid) & ~over & ~accepted
         ends = over | stopped | accepted
         rows = ends.nonzero().squeeze(1)
@@ -244,19 +248,18 @@ class Slots:
     def _is_minimal(self, lane: _Lane) -> bool:
         return lane.attack.card.is_minimal and not self.rules.stop_when_fooled
 
-    def _claims(
-        self, lane: _Lane, query: Query, answer: Answer
-    ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
-        """Which rows have an accepted adversarial input: a mask, and per row its point and logits.
-
-        A refused row is heard again only with a larger margin.
-        """
-        tally = lane.tally
-        accepted = torch.zeros_like(lane.state.finished)
+    def _claims(self, tally: _Tally, answer: Answer) -> Tensor:
+        """Which rows fool the model by this answer; a refused one only with a larger margin."""
         if not self.rules.stop_when_fooled:
-            return accepted, {}
+            return torch.zeros_like(tally.y, dtype=torch.bool)
         size = goal_margin(answer.logits, tally.y, tally.goal)
-        claims = reached(answer.logits, tally.y, tally.goal) & (size > tally.refused_margin)
+        return reached(answer.logits, tally.y, tally.goal) & (size > tally.refused_margin)
+
+    def _judged(
+        self, tally: _Tally, claims: Tensor, query: Query, answer: Answer
+    ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
+        """Which claims are accepted: a mask, and per row its point and logits."""
+        accepted = torch.zeros_like(claims)
         rows = claims.nonzero().squeeze(1)
         if len(rows) and not self.rules.quantise:
             # minimal attacks come from outside the set: such points are no claims at all
@@ -271,6 +274,7 @@ class Slots:
         self._charge(tally, rows, found.accepted, paid)
         refused = rows[~found.accepted]
         tally.rejected[refused] += 1
+        size = goal_margin(answer.logits, tally.y, tally.goal)
         tally.refused_margin[refused] = size[refused]
         accepted[rows] = found.accepted
         pairs = zip(rows.tolist(), found.points, found.logits, strict=True)
@@ -385,7 +389,7 @@ def _counted(
     if n_backward:
         length = torch.linalg.vector_norm(answer.gradients.flatten(1), ord=1, dim=1)
         is_finite = torch.isfinite(length)
-        if not bool(is_finite.all()):
+        if length.device.type != "cpu" or not bool(is_finite.all()):  # asking costs more elsewhere
             answer = replace(answer, gradients=answer.gradients.nan_to_num(0.0, 0.0, 0.0))
         backward, zero_gradients = (
             backward + n_backward,
