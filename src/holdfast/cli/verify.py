@@ -33,67 +33,77 @@ _ONE = "One property"
 _LIST = "A list of instances"
 
 
+NetworkFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="NETWORK", help="The network, as ONNX (.onnx).", show_default=False),
+]
+PropertyFile = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="PROPERTY",
+        help="What a violation is, as VNN-LIB 1.0 or 2.0 (.vnnlib, also gzipped).",
+        show_default=False,
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        help="Time for each property: 116 if not given; with --instances the list's own, "
+        "or this where it is smaller.",
+    ),
+]
+CertificateFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the proof of unsat, for 'holdfast check'.",
+        rich_help_panel=_ONE,
+    ),
+]
+InstancesFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="A table of network,property,seconds; names are relative to its folder.",
+        rich_help_panel=_LIST,
+    ),
+]
+ResultsFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The results; the same command again goes on where they end.",
+        rich_help_panel=_LIST,
+    ),
+]
+CounterexampleFolder = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Write the counterexample of each sat instance to NUMBER.txt here.",
+        rich_help_panel=_LIST,
+    ),
+]
+NoAttack = Annotated[
+    bool, typer.Option("--no-attack", help="Look for proofs only: sat is then never found.")
+]
+Seed = Annotated[int, typer.Option(metavar="SEED", help="Of all random numbers.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, one line each.")]
+
+
 def verify(
-    network: Annotated[
-        Path | None,
-        typer.Argument(metavar="NETWORK", help="The network, as ONNX (.onnx).", show_default=False),
-    ] = None,
-    prop: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="PROPERTY",
-            help="What a violation is, as VNN-LIB 1.0 or 2.0 (.vnnlib, also gzipped).",
-            show_default=False,
-        ),
-    ] = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            min=0.0,
-            metavar="SECONDS",
-            help="Time for each property: 116 if not given; with --instances the list's own, "
-            "or this where it is smaller.",
-        ),
-    ] = None,
-    certificate: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the proof of unsat, for 'holdfast check'.",
-            rich_help_panel=_ONE,
-        ),
-    ] = None,
-    instances: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A table of network,property,seconds; names are relative to its folder.",
-            rich_help_panel=_LIST,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="The results; the same command again goes on where they end.",
-            rich_help_panel=_LIST,
-        ),
-    ] = None,
-    counterexamples: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write the counterexample of each sat instance to NUMBER.txt here.",
-            rich_help_panel=_LIST,
-        ),
-    ] = None,
-    no_attack: Annotated[
-        bool, typer.Option("--no-attack", help="Look for proofs only: sat is then never found.")
-    ] = False,
-    seed: Annotated[int, typer.Option(metavar="SEED", help="Of all random numbers.")] = 0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the answer as JSON, one line each.")
-    ] = False,
+    network: NetworkFile = None,
+    prop: PropertyFile = None,
+    timeout: Timeout = None,
+    certificate: CertificateFile = None,
+    instances: InstancesFile = None,
+    out: ResultsFile = None,
+    counterexamples: CounterexampleFolder = None,
+    no_attack: NoAttack = False,
+    seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Find an input that violates a property of a network, or prove that there is none.
 
