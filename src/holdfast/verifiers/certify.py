@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers.bounds import bounds, margins
+from holdfast.verifiers.deployed import float32_error
 from holdfast.verifiers.problem import Clause, Property, Status
-from holdfast.verifiers.regions import Norm
+from holdfast.verifiers.propagation import propagate
+from holdfast.verifiers.regions import BallRegion, Norm, threat_region
 from holdfast.verifiers.verify import verify
 
 Effort = Literal["fast", "standard", "thorough"]
@@ -30,11 +33,19 @@ class Certified:
         margin: Proven lower bound of the least margin over all other classes; a search by branch
             and bound proves its sign only, and then raises this to at least zero.
         x_adv: The counterexample in the shape of the input, or None.
+        rounding: How far margins of the network as it runs in float32 can be from those that were
+            proven; infinite where that is not known.
     """
 
     status: Status
     margin: float
     x_adv: Tensor | None = None
+    rounding: float = math.inf
+
+    @property
+    def covers_float32(self) -> bool:
+        """Whether the proof also holds for the deployed float32 network, see ``deployed``."""
+        return self.status == "unsat" and self.margin > self.rounding
 
 
 def certify(
@@ -55,9 +66,9 @@ def certify(
         x: Inputs ``(n, *shape)``.
         y: Classes ``(n,)``.
         eps: Radius.
-        norm: The norm; branch and bound needs ``linf``.
+        norm: The norm.
         effort: ``fast`` stops after CROWN, ``standard`` after optimised slopes, ``thorough``
-            goes on to branch and bound (linf).
+            goes on to branch and bound, which finds counterexamples for ``linf`` only.
         domain: Least and greatest input value.
         timeout_s: Seconds of branch and bound per sample.
 
@@ -77,28 +88,55 @@ def certify(
                     graph, x[one], eps, norm, C=C[one], domain=domain, method="alpha-crown"
                 )
                 margin[one] = torch.maximum(margin[one], better.lower.amin(1))
-    found = [Certified("unsat" if m > 0 else "unknown", m) for m in margin.tolist()]
-    if effort == "thorough" and norm == "linf":
+        slack = _rounding(graph, x, eps, norm, domain)
+    found = [
+        Certified("unsat" if m > 0 else "unknown", m, rounding=r)
+        for m, r in zip(margin.tolist(), slack.tolist(), strict=True)
+    ]
+    if effort == "thorough":
         for i in (margin <= 0).nonzero().flatten().tolist():
-            found[i] = _search(graph, x[i], C[i], eps, domain, timeout_s, found[i].margin)
+            ball = None
+            if norm != "linf":
+                region = threat_region(x[i : i + 1].double(), eps, norm, *domain)
+                assert isinstance(region, BallRegion)
+                ball = region
+            prop = _property(x[i], C[i], eps if norm == "linf" else np.inf, domain)
+            searched = _search(graph, x[i], prop, ball, timeout_s, found[i].margin)
+            found[i] = replace(searched, rounding=found[i].rounding)
     return found
+
+
+def _property(x: Tensor, C: Tensor, eps: float, domain: tuple[float, float]) -> Property:
+    """Any non-positive margin within the box is a violation."""
+    flat = x.detach().double().flatten().numpy()
+    lower, upper = np.maximum(flat - eps, domain[0]), np.minimum(flat + eps, domain[1])
+    rows = C.double().numpy()
+    return Property(tuple(Clause(lower, upper, r[None], np.zeros(1)) for r in rows))
+
+
+def _rounding(
+    graph: Graph, x: Tensor, eps: float, norm: Norm, domain: tuple[float, float]
+) -> Tensor:
+    """Largest error ``(n,)`` of a margin in float32, from intervals; see ``deployed``."""
+    exact = graph.to(torch.float64, x.device)
+    region = threat_region(x.double(), eps, norm, *domain)
+    error = float32_error(exact, propagate(exact, region, "interval").boxes)
+    if error is None:
+        return x.new_full((len(x),), torch.inf, dtype=torch.float64)
+    # A margin is the difference of two logits, compared by the user without further rounding.
+    return error.flatten(1).topk(min(2, error[0].numel()), 1).values.sum(1).nan_to_num(torch.inf)
 
 
 def _search(
     graph: Graph,
     x: Tensor,
-    C: Tensor,
-    eps: float,
-    domain: tuple[float, float],
+    prop: Property,
+    ball: BallRegion | None,
     timeout_s: float,
     margin: float,
 ) -> Certified:
-    """Branch and bound on one sample: any non-positive margin is a violation."""
-    flat = x.detach().double().flatten().numpy()
-    lower, upper = np.maximum(flat - eps, domain[0]), np.minimum(flat + eps, domain[1])
-    rows = C.double().numpy()
-    clauses = tuple(Clause(lower, upper, r[None], np.zeros(1)) for r in rows)
-    verdict = verify(graph, Property(clauses), timeout_s=timeout_s)
+    """Branch and bound on one sample."""
+    verdict = verify(graph, prop, timeout_s=timeout_s, ball=ball)
     if verdict.counterexample is not None:
         return Certified("sat", margin, torch.from_numpy(verdict.counterexample.x).reshape(x.shape))
     proven = max(margin, 0.0) if verdict.status == "unsat" else margin
