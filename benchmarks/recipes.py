@@ -153,7 +153,9 @@ RUNS = {
     "msd": Run(lambda steps: MSD(steps=steps), is_plain=False),
     "eat": Run(lambda _: EAT(), is_plain=False),
     "ibp": Run(lambda _: IBP()),
-    "ibp-1.2": Run(lambda _: IBP(radius=1.2)),
+    # Gowal et al. train at 0.2 for 0.1 and at 0.4 for 0.3.
+    "ibp-2": Run(lambda _: IBP(radius=2.0)),
+    "ibp-1.33": Run(lambda _: IBP(radius=4 / 3)),
     "crown_ibp": Run(lambda _: CROWNIBP()),
     "sabr": Run(lambda steps: SABR(attack=pgd(steps))),
     "mtl_ibp": Run(lambda steps: MTLIBP(attack=pgd(steps))),
