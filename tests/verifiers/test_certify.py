@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch import nn
 
@@ -27,3 +28,25 @@ def test_verified_and_broken_exclude_each_other():
             assert result.x_adv is not None
             assert float((result.x_adv - x[i]).abs().max()) <= 0.06 + 1e-7
             assert int(net(result.x_adv[None]).argmax()) != int(y[i])
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.08), ("l1", 0.16)])
+def test_branch_and_bound_over_balls(norm, eps):
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+    net.eval()
+    x = torch.rand(16, 6)
+    with torch.no_grad():
+        net[-1].bias -= net(x).mean(0)
+    y = net(x).argmax(1)
+    less = certify(net, x, y, eps, norm)
+    more = certify(net, x, y, eps, norm, effort="thorough", timeout_s=10.0)
+    proven = [c.status == "unsat" for c in more]
+    assert all(p for p, c in zip(proven, less, strict=True) if c.status == "unsat")
+    assert norm != "l2" or sum(proven) > sum(c.status == "unsat" for c in less)
+    noise = torch.randn(4000, 16, 6)
+    size = noise.norm(dim=2, keepdim=True) if norm == "l2" else noise.abs().sum(2, keepdim=True)
+    samples = (x + eps * noise / size).clamp(0, 1)
+    changed = (net(samples).argmax(2) != y).any(0)
+    assert bool(changed.any())
+    assert not any(p and bool(c) for p, c in zip(proven, changed, strict=True))
