@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 Run = Callable[[nn.Module, Tensor, Tensor, int], Tensor]

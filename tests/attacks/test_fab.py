@@ -9,6 +9,7 @@ from holdfast import contracts
 from holdfast.attacks._hyperplane import shortest
 from holdfast.attacks.base import Answer
 from holdfast.attacks.fab import FAB
+from holdfast.contracts._drive import with_seed
 from holdfast.contracts._toys import Affine, Net, inputs
 from holdfast.errors import PlanError
 from holdfast.perturbations.ball import Ball
@@ -76,7 +77,7 @@ def test_more_starts_find_no_longer_ways(norm):
     four = distances(trace, norm)
     assert (four <= one).all()
     assert (four < one).any()
-    other = contracts.drive(FAB(steps=10, starts=4), model, contracts._drive.with_seed(problem, 1))
+    other = contracts.drive(FAB(steps=10, starts=4), model, with_seed(problem, 1))
     assert trace.points.shape != other.points.shape or not torch.equal(trace.points, other.points)
 
 

@@ -77,9 +77,10 @@ def test_it_is_the_smallest(norm, box):
         x, w = problem(seed, box=box)
         sign = 1 if seed % 2 else -1
         gap = sign * (0.1 + 0.08 * seed / 2) * reach(x, w, sign, box)
-        args = (torch.tensor(v)[None] for v in (x, w))
+        points, normals = torch.tensor(x)[None], torch.tensor(w)[None]
         ends = torch.tensor(box[0]), torch.tensor(box[1])
-        d = shortest(norm, *args, torch.tensor([gap], dtype=torch.float64), ends)[0].numpy()
+        wanted = torch.tensor([gap], dtype=torch.float64)
+        d = shortest(norm, points, normals, wanted, ends)[0].numpy()
         assert size(d, norm) == pytest.approx(solved(norm, x, w, gap, box), rel=1e-5)
         assert (x + d >= box[0] - 1e-12).all()
         assert (x + d <= box[1] + 1e-12).all()

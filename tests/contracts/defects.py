@@ -10,11 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.attacks._domain import clipped
 from holdfast.attacks.base import Objective, Query
 from holdfast.attacks.carlini_wagner import CarliniWagner
+from holdfast.attacks.fab import FAB
+from holdfast.attacks.fmn import FMN
 from holdfast.attacks.pgd import PGD
 from holdfast.engine.random import Rng
 from holdfast.perturbations.ball import Ball
+from holdfast.perturbations.l2 import L2Ball
 from holdfast.rows import static_field
 from holdfast.threat import Access, Domain
 
@@ -44,6 +48,7 @@ class Sound:
         return self.inner.tell(state, answer)
 
     option, options, __call__ = PGD.option, PGD.options, PGD.__call__
+    phase = PGD.phase
 
 
 # ------------------------------------------------------------------ weak
@@ -343,3 +348,88 @@ class MinimalOneCoordinate(SoundMinimal):
 class MinimalWithoutTarget(SoundMinimal):
     def init(self, problem):
         return super().init(replace(problem, target=torch.full_like(problem.target, -1)))
+
+
+@dataclass(frozen=True)
+class SoundDescent(Sound):
+    """FMN, unharmed."""
+
+    card: ClassVar[Any] = replace(FMN.card, name="planted_descent")
+    steps: int = 200
+
+    @property
+    def max_queries(self):
+        return self.steps
+
+    @property
+    def inner(self):
+        return FMN(steps=self.steps)
+
+
+class ClampsThePoint(SoundDescent):
+    """Scales to the radius whatever is inside as well, and clamps the change instead."""
+
+    def tell(self, state, answer):
+        state = super().tell(state, answer)
+        d = state.x - state.allowed.x
+        factor = state.radius / d.norm(dim=1).clamp_min(1e-12)
+        z = state.allowed.x + (d * factor[:, None]).clamp(max=1)
+        return replace(state, x=clipped(z, state.allowed))
+
+
+class NormalisesTheBatch(SoundDescent):
+    """Divides each gradient by the norm of all."""
+
+    def tell(self, state, answer):
+        own, after = answer.gradients.norm(dim=1), super().tell(state, answer)
+        share = own / answer.gradients.norm().clamp_min(1e-12)
+        return replace(after, x=state.x + share[:, None] * (after.x - state.x))
+
+
+class CommonRadius(SoundDescent):
+    """One radius for the whole batch."""
+
+    def tell(self, state, answer):
+        state = super().tell(state, answer)
+        common = state.radius.nan_to_num(posinf=1e3).mean()
+        return replace(state, radius=common.expand_as(state.radius).clone())
+
+
+@dataclass(frozen=True)
+class SoundProjections(Sound):
+    """FAB, unharmed."""
+
+    card: ClassVar[Any] = replace(FAB.card, name="planted_projections")
+    steps: int = 50
+
+    @property
+    def max_queries(self):
+        return 2 * self.steps
+
+    @property
+    def inner(self):
+        return FAB(steps=self.steps)
+
+
+class WrongDualNorm(SoundProjections):
+    """Measures and projects in l2, whatever the norm."""
+
+    def init(self, problem):
+        ball = problem.allowed
+        other = L2Ball(ball.x, ball.radius * 99, ball.box_lower, ball.box_upper)
+        return super().init(replace(problem, allowed=other))
+
+
+class ForgetsTheBox(SoundProjections):
+    """Projects as if there were no box, and clips what comes out."""
+
+    def init(self, problem):
+        ball = problem.allowed
+        free = replace(ball, box_lower=ball.box_lower - 99, box_upper=ball.box_upper + 99)
+        return super().init(replace(problem, allowed=free))
+
+    def ask(self, state):
+        query = super().ask(state)
+        ball = state.allowed
+        points = query.points.clamp(ball.box_lower + 99, ball.box_upper - 99)
+        return replace(query, points=points)

@@ -32,6 +32,8 @@ CATCHES = {
         (d.CouplesTheBatch, "linf"),
         (d.NoiseByPlace, "l2"),
         (d.CommonClock, "linf"),
+        (d.NormalisesTheBatch, "l2"),
+        (d.CommonRadius, "l2"),
         (d.RemembersInItself, "linf"),
     ],
     "survives_a_stop": [(d.KeepsAFunction, "linf")],
@@ -55,6 +57,13 @@ CATCHES = {
         (d.WrongLabel, "linf"),
         (d.StopsAtOnce, "l2"),
         (d.MinimalOneCoordinate, "l2"),
+    ],
+    "finds_the_hyperplane": [
+        (d.ClampsThePoint, "l2"),
+        (d.WrongDualNorm, "linf"),
+        (d.WrongDualNorm, "l1"),
+        (d.ForgetsTheBox, "l2"),
+        (d.ForgetsTheBox, "l1"),
     ],
     "reaches_its_target": [(d.IgnoresTheTarget, "linf"), (d.MinimalWithoutTarget, "l2")],
     "matches_the_grid": [(d.HalfTheBall, "l2"), (d.OneCoordinate, "linf"), (d.TinyStep, "linf")],
@@ -87,9 +96,16 @@ def test_unharmed_attack_passes(name):
     Case(CONTRACTS[name], d.Sound(), "linf").check()
 
 
+@pytest.mark.parametrize("kind", [d.SoundDescent, d.SoundProjections])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_unharmed_minimal_attack_passes(kind, norm):
+    Case(CONTRACTS["finds_the_hyperplane"], kind(), norm).check()
+
+
 def _all_defects():
     kinds = [k for k in vars(d).values() if isinstance(k, type) and issubclass(k, d.Sound)]
-    return [k for k in kinds if k not in (d.Sound, d.SoundMinimal)]
+    sound = (d.Sound, d.SoundMinimal, d.SoundDescent, d.SoundProjections)
+    return [k for k in kinds if k not in sound]
 
 
 def test_every_defect_is_caught():

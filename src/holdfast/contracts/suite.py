@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from holdfast import registry
 from holdfast.attacks.base import Attack
-from holdfast.contracts import _behaviour, _strength, _whole
+from holdfast.contracts import _behaviour, _nearest, _strength, _whole
 from holdfast.contracts._toys import RADII
 from holdfast.contracts._violation import ContractViolation
 
@@ -57,6 +57,7 @@ CONTRACTS: dict[str, Contract] = {
         Contract(_behaviour.has_an_honest_card),
         Contract(_strength.improves_on_its_start, MEDIUM),
         Contract(_strength.solves_a_linear_model, LONG),
+        Contract(_nearest.finds_the_hyperplane, _nearest.MOST),
         Contract(_strength.reaches_its_target, MEDIUM),
         Contract(_strength.matches_the_grid, MEDIUM),
         Contract(_whole.leaves_no_trace),

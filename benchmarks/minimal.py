@@ -1,0 +1,142 @@
+"""Smallest changes: ours against Foolbox and adversarial-library, at equal passes.
+
+    python benchmarks/minimal.py --advlib DIR [--n 48] [--passes 200 1000] [--models ...]
+
+Every attack is given the same passes (forward plus backward, per sample) and keeps what it returns;
+hooks on the network count what it really spent. A change counts if the network, asked again, is
+fooled inside [0, 1]; else it is infinite. Ours is ``holdfast.minimal_distances`` with its default
+attacks; the peers' figure is that of the best of all their attacks, chosen for each model and norm
+after the fact. Networks marked ``choosing`` were looked at while the default attacks were chosen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import _minimal_peers as peers
+from _common import Count, counted, write
+from _validation import network, samples
+from holdfast.attacks._hyperplane import length
+from holdfast.engine.preflight import preflight
+from holdfast.evaluation.distances import minimal_distances
+from holdfast.model import Model
+
+CHOOSING = ("mnist_fgsm", "cifar_cnn_a_mix")
+CHECKING = ("mnist_convex", "mnist_clean", "cifar_resnet2b")
+NORMS = ("linf", "l2", "l1", "l0")
+SLACK = 1.1  # of the passes: a peer that spends more is not at equal passes
+EIGHT = 8  # rows: batches are cut to multiples, so that no padding is counted
+
+
+def sized(net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, norm: str) -> Tensor:
+    """The size of every change that fools ``(n,)``; infinite for the others."""
+    with torch.no_grad():
+        wrong = net(x_adv).argmax(1) != y
+    wrong &= ((x_adv >= 0) & (x_adv <= 1)).flatten(1).all(1)
+    return torch.where(wrong, length((x_adv - x).double(), norm), torch.inf)
+
+
+def row(name: str, size: Tensor, count: Count, seconds: float) -> dict[str, object]:
+    """What is written of one run."""
+    ordered = size.sort().values
+    median = float(ordered[(len(ordered) - 1) // 2])
+    found = {
+        "attack": name,
+        "median": round(median, 5) if median < torch.inf else None,
+        "failed": int(size.isinf().sum()),
+        "passes": round(count.passes / len(size), 1),
+        "seconds": round(seconds, 1),
+    }
+    print("  ", found, flush=True)
+    return found
+
+
+def ours(net: nn.Module, x: Tensor, y: Tensor, norm: str, passes: int) -> dict[str, object]:
+    """The default attacks; the checks before the first call are made beforehand."""
+    model = Model(net)
+    with model.session():
+        preflight(model, x[:16], y[:16], y)
+    start = time.perf_counter()
+    with counted(net) as count:
+        found = minimal_distances(model, x, y, norm=norm, budget=passes)
+    size = sized(net, x, y, found.x_adv, norm)
+    return row("holdfast", size, count, time.perf_counter() - start)
+
+
+def theirs(
+    name: str, run: peers.Run, net: nn.Module, x: Tensor, y: Tensor, norm: str, passes: int
+) -> dict[str, object]:
+    """One peer; what it raises is its own affair, and is written down."""
+    start = time.perf_counter()
+    try:
+        with counted(net) as count:
+            x_adv = run(net, x.clone(), y.clone(), passes)
+    except Exception as error:
+        print("  ", name, type(error).__name__, error, flush=True)
+        return {"attack": name, "error": f"{type(error).__name__}: {error}"[:200]}
+    return row(name, sized(net, x, y, x_adv.detach(), norm), count, time.perf_counter() - start)
+
+
+def compare(name: str, norm: str, passes: int, n: int, libraries: dict) -> dict[str, object]:
+    """All attacks on one network in one norm with one budget."""
+    print(name, norm, passes, flush=True)
+    net = network(name)
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)
+    x, y = samples(name, 2 * n)
+    with torch.no_grad():
+        right = (net(x).argmax(1) == y).nonzero().squeeze(1)[:n]
+    x, y = (t[right][: len(right) // EIGHT * EIGHT] for t in (x, y))
+    rows = [ours(net, x, y, norm, passes)]
+    rows += [theirs(peer, run, net, x, y, norm, passes) for peer, run in libraries[norm].items()]
+    equal = [r for r in rows[1:] if r.get("median") is not None and r["passes"] <= SLACK * passes]
+    best = min(equal, key=lambda r: r["median"], default=None)
+    ratio = rows[0]["median"] / best["median"] if best and rows[0]["median"] else None
+    return {
+        "model": name,
+        "role": "choosing" if name in CHOOSING else "checking",
+        "norm": norm,
+        "budget": passes,
+        "n": len(x),
+        "ours": rows[0]["median"],
+        "best_peer": best["attack"] if best else None,
+        "best_peer_median": best["median"] if best else None,
+        "ratio": round(ratio, 4) if ratio else None,
+        "runs": rows,
+    }
+
+
+def main() -> None:
+    """Compare, and write ``benchmarks/results/minimal.json``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--advlib", type=Path, help="checkout of adversarial-library")
+    parser.add_argument("--n", type=int, default=48, help="samples answered rightly, per model")
+    parser.add_argument("--passes", type=int, nargs="+", default=[200, 1000])
+    parser.add_argument("--models", nargs="+", default=[*CHOOSING, *CHECKING])
+    parser.add_argument("--norms", nargs="+", default=list(NORMS))
+    parser.add_argument("--without", nargs="*", default=[], help="peers to leave out, by name")
+    parser.add_argument("--name", default="minimal", help="of the results file")
+    args = parser.parse_args()
+    libraries = peers.foolbox()
+    if args.advlib:
+        extra = peers.advlib(args.advlib)
+        libraries = {norm: {**libraries[norm], **extra[norm]} for norm in NORMS}
+    for runs in libraries.values():
+        for name in args.without:
+            runs.pop(name, None)
+    rows = []
+    for passes in args.passes:
+        for model in args.models:
+            for norm in args.norms:
+                rows.append(compare(model, norm, passes, args.n, libraries))
+                settings = {"n": args.n, "left_out": args.without, "advlib": bool(args.advlib)}
+                write(args.name, settings, rows)  # whatever is done is kept
+
+
+if __name__ == "__main__":
+    main()
