@@ -77,7 +77,9 @@ def run(name: str, args: argparse.Namespace, found: dict[tuple[str, ...], Row]) 
         key = (name, instance.onnx, instance.vnnlib)
         limit = min(instance.timeout_s, args.timeout or instance.timeout_s)
         known = None if args.again else found.get(key)
-        if known and (known["result"] in DECIDED or known["limit_s"] >= limit):
+        clock = "processor" if args.cpu else "wall"
+        tried = known is not None and known.get("clock", "wall") == clock
+        if known and (known["result"] in DECIDED or (tried and known["limit_s"] >= limit)):
             continue
         options: dict[str, Any] = {"attack": not args.no_attack}
         if args.cpu:
@@ -88,12 +90,10 @@ def run(name: str, args: argparse.Namespace, found: dict[tuple[str, ...], Row]) 
             "benchmark": name,
             **row,
             "official": verdict,
-            "clock": "processor" if args.cpu else "wall",
+            "clock": clock,
             "is_wrong": is_wrong(row["result"], verdict),
             "commit": commit(),
         }
-        if known and row["result"] not in DECIDED and known["limit_s"] >= limit:
-            found[key] = known
         print(name, *(found[key][k] for k in ("onnx", "vnnlib", "result", "cpu_s")), flush=True)
         save(args, found)
 
