@@ -6,7 +6,7 @@ import pytest
 
 from holdfast.cli import planning
 from holdfast.errors import PlanError, ThreatError
-from holdfast.plan import DataSpec, ModelSpec, Plan, Stage
+from holdfast.plan import DataSpec, ModelSpec, Plan, Stage, load_cascade
 
 BASE = Plan(
     model=ModelSpec(source="model.pt2", mean=(0.5,)),
@@ -33,7 +33,7 @@ def test_nothing_given_is_the_same_plan():
 def test_a_cascade_replaces_the_stages():
     plan = planning.make_plan(BASE, {"cascade": "quick"})
     assert plan.stages == ()
-    assert plan.resolved_stages[0].attack == "apgd"
+    assert plan.resolved_stages == load_cascade("quick")
 
 
 @pytest.mark.parametrize(
