@@ -23,6 +23,7 @@ PUBLIC = [
     "APGD",
     "FGSM",
     "PGD",
+    "TRADES",
     "Access",
     "Ball",
     "Budget",
@@ -36,7 +37,13 @@ PUBLIC = [
     "Square",
     "__version__",
     "audit",
+    "bounds",
+    "certified_radius",
+    "frontier",
+    "harden",
+    "minimal_distances",
     "parse_threat",
+    "smooth",
 ]
 TESTED = re.compile(r"<!-- tested -->\n```python\n(.*?)```", re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -17,14 +17,26 @@ if TYPE_CHECKING:
     from holdfast.attacks.pgd import PGD
     from holdfast.attacks.square import Square
     from holdfast.auditing import audit
+    from holdfast.defenses.trades import TRADES
     from holdfast.errors import HoldfastError
+    from holdfast.evaluation.distances import minimal_distances
+    from holdfast.hardening.frontier import frontier
+    from holdfast.hardening.harden import harden
     from holdfast.model import Model
     from holdfast.perturbations.ball import Ball
     from holdfast.plan import Budget, Plan
+    from holdfast.proving import bounds, certified_radius, smooth
     from holdfast.reports.report import Report
     from holdfast.threat import Access, Domain, Goal, parse_threat
 
 _HOMES = {
+    "TRADES": "holdfast.defenses.trades",
+    "minimal_distances": "holdfast.evaluation.distances",
+    "frontier": "holdfast.hardening.frontier",
+    "harden": "holdfast.hardening.harden",
+    "smooth": "holdfast.proving",
+    "certified_radius": "holdfast.proving",
+    "bounds": "holdfast.proving",
     "APGD": "holdfast.attacks.apgd",
     "FGSM": "holdfast.attacks.fgsm",
     "PGD": "holdfast.attacks.pgd",
@@ -47,6 +59,7 @@ __all__ = [
     "APGD",
     "FGSM",
     "PGD",
+    "TRADES",
     "Access",
     "Ball",
     "Budget",
@@ -60,7 +73,13 @@ __all__ = [
     "Square",
     "__version__",
     "audit",
+    "bounds",
+    "certified_radius",
+    "frontier",
+    "harden",
+    "minimal_distances",
     "parse_threat",
+    "smooth",
 ]
 
 

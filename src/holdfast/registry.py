@@ -19,8 +19,8 @@ from holdfast.errors import PlanError, ThreatError
 
 if TYPE_CHECKING:
     from holdfast.attacks.base import Attack
-    from holdfast.trust.base import Check
     from holdfast.defenses.base import Recipe
+    from holdfast.trust.base import Check
 
 
 def _modules(package: str) -> list[ModuleType]:

@@ -27,7 +27,7 @@ from typing import Literal, NamedTuple, final
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy.special import bdtr, betaincinv, ndtri
 from torch import Tensor, nn
 
 Array = NDArray[np.float64]
@@ -47,7 +47,12 @@ def binomial_lower(k: ArrayLike, n: ArrayLike, alpha: float) -> Array:
     fraction ``alpha`` of all experiments, whatever that probability is.
     """
     k, n = np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64)
-    return np.where(k > 0, stats.beta.ppf(alpha, np.maximum(k, 1), n - k + 1), 0.0)
+    return np.where(k > 0, betaincinv(np.maximum(k, 1), n - k + 1, alpha), 0.0)
+
+
+def _two_sided(k: int, n: int) -> float:
+    """P-value of the exact test that two classes are equally likely, after ``k <= n / 2`` votes."""
+    return min(1.0, 2.0 * float(bdtr(k, n, 0.5)))
 
 
 def smoothed_radius(p: ArrayLike, sigma: float, noise: Noise = "gaussian") -> Array:
@@ -60,7 +65,7 @@ def smoothed_radius(p: ArrayLike, sigma: float, noise: Noise = "gaussian") -> Ar
     """
     p = np.maximum(np.asarray(p, dtype=np.float64), 0.5)
     if noise == "gaussian":
-        return sigma * stats.norm.ppf(p)
+        return sigma * ndtri(p)
     return math.sqrt(3.0) * sigma * (2.0 * p - 1.0)
 
 
@@ -138,7 +143,7 @@ class SmoothedModel:
         for _, row in zip(*self._rows(x, samples), strict=True):
             votes = row.take(self.n)
             second, first = np.sort(votes)[-2:]
-            is_clear = stats.binomtest(int(first), int(first + second), 0.5).pvalue <= self.alpha
+            is_clear = _two_sided(int(second), int(first + second)) <= self.alpha
             answers.append(int(votes.argmax()) if is_clear else ABSTAIN)
         return np.array(answers, dtype=np.int64)
 
