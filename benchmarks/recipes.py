@@ -52,7 +52,7 @@ from holdfast.defenses.trades import TRADES
 PIECES = ROOT / "build" / "recipes"
 BATCH = 200
 N_VALIDATION = 300
-N_PGD, N_STANDARD, N_VERIFY = 500, 100, 1000
+N_PGD, N_VERIFY = 500, 1000
 VERIFIERS = ("interval", "crown")  # cheapest first: the next sees what the last left open
 
 
@@ -69,6 +69,7 @@ class Case:
         rate: Learning rate at its peak.
         settings: Other settings of the training.
         extra_threats: For recipes against several.
+        n_standard: Test images for the audit.
     """
 
     data: str
@@ -79,6 +80,7 @@ class Case:
     rate: float = 3e-3
     settings: dict[str, Any] = field(default_factory=dict)
     extra_threats: tuple[str, ...] = ()
+    n_standard: int = 100
 
     @property
     def eps(self) -> float:
@@ -90,7 +92,8 @@ class Case:
 
 CASES = {
     "fashion": Case("fashion_mnist", 10_000, "linf:0.1", 6, 4, extra_threats=("l1:8",)),
-    "fashion-long": Case("fashion_mnist", 20_000, "linf:0.1", 6, 5),
+    "fashion-long": Case("fashion_mnist", 30_000, "linf:0.1", 10, 5, n_standard=300),
+    "fashion-few": Case("fashion_mnist", 2_000, "linf:0.1", 40, 4, n_standard=200),
     "mnist": Case("mnist", 20_000, "linf:0.3", 6, 5, extra_threats=("l1:10",)),
     "cifar": Case("cifar10", 4_000, "linf:2/255", 15, 5, 2e-3),
     "certified-0.1": Case("mnist", 59_000, "linf:0.1", 12, 5, 2e-3, {"ramp_share": 0.6}),
@@ -261,13 +264,13 @@ def measure(case: Case, net: nn.Module) -> dict[str, Any]:
     with torch.no_grad():
         held = clean & (net(x_adv).argmax(1) == y)
     with tempfile.TemporaryDirectory() as folder:
-        data = (x[:N_STANDARD], y[:N_STANDARD])
+        data = (x[: case.n_standard], y[: case.n_standard])
         report = holdfast.audit(net, data, case.threat, curve_steps=0, out=folder)
     return {
         "clean": _rate(clean),
         "pgd50": _rate(held),
         "standard": report.robust_accuracy.value,
-        "n": [len(x), min(N_STANDARD, len(x))],
+        "n": [len(x), min(case.n_standard, len(x))],
         **verified(case, net),
     }
 
@@ -291,7 +294,7 @@ def verified(case: Case, net: nn.Module) -> dict[str, Any]:
     from holdfast.verifiers.bounds import bounds, margins
 
     found: dict[str, Any] = {}
-    n = N_VERIFY if case.data == "mnist" else N_STANDARD
+    n = N_VERIFY if case.data == "mnist" else case.n_standard
     x, y = test_images(case, n)
     with torch.no_grad():
         clean = net(x).argmax(1) == y
@@ -349,6 +352,7 @@ MEASURES = ("clean", "pgd50", "standard", "verified_interval", "verified_crown")
 
 def _row(name: str, run: str, pieces: list[dict[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {"case": name, "run": run, "recipe": pieces[0]["recipe"]}
+    row["images"] = pieces[0]["n"]
     row |= {"seeds": [p["seed"] for p in pieces], "n_seeds": len(pieces)}
     for measure_ in MEASURES:
         values = [p[measure_] for p in pieces]
@@ -391,7 +395,11 @@ def main() -> None:
     show(rows)
     if asked.collect:
         settings = {name: vars(case) for name, case in CASES.items()}
-        write("recipes", {"cases": settings, "images": [N_PGD, N_STANDARD, N_VERIFY]}, rows)
+        write(
+            "recipes",
+            {"cases": settings, "images": {"pgd50": N_PGD, "verified on mnist": N_VERIFY}},
+            rows,
+        )
 
 
 if __name__ == "__main__":
