@@ -81,6 +81,16 @@ def test_more_starts_find_no_longer_ways(norm):
     assert trace.points.shape != other.points.shape or not torch.equal(trace.points, other.points)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_thrift_takes_one_query_a_step_and_finds_about_the_same(norm):
+    """The plane of the point that fooled, moved to the one drawn back; on a flat model exactly."""
+    model, problem = Affine(8, 2), posed(Affine(8, 2), norm)
+    plain = distances(contracts.drive(FAB(steps=30), model, problem), norm)
+    trace = contracts.drive(FAB(steps=30, is_thrifty=True), model, problem)
+    assert int(trace.n_queries().max()) <= 31
+    torch.testing.assert_close(distances(trace, norm), plain, rtol=1e-2, atol=0)
+
+
 def test_a_class_that_is_not_aimed_at_still_counts():
     """A run towards one class, where any wrong answer will do, draws back from any of them."""
     model, problem = Net(8, 4, seed=3), posed(Net(8, 4, seed=3))

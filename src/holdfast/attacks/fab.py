@@ -64,6 +64,8 @@ class FAB(Attack):
         alpha_max: Largest weight of the projection of x.
         eta: Overshoot beyond the linearised boundary.
         beta: A point that fools is drawn back to this share of its change.
+        is_thrifty: Go on from the point drawn back with the plane of the point that fooled, instead
+            of asking for new gradients there: a step then costs one forward and backward pass.
     """
 
     card: ClassVar[Card] = Card(
@@ -86,6 +88,7 @@ class FAB(Attack):
     alpha_max: float = 0.1
     eta: float = 1.05
     beta: float = 0.9
+    is_thrifty: bool = False
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
@@ -128,26 +131,26 @@ class FAB(Attack):
         best = torch.where(won, state.best.minimum(length(x - x0, norm)), state.best)
         is_last = state.is_candidate & (state.step >= self.steps)
         back = x0 + self.beta * (x - x0)
-        forth = self._step(state, answer)
-        is_stuck = (forth == x).flatten(1).all(1) & ~won
+        rests = won & (not self.is_thrifty)
+        forth = self._step(state, torch.where(like(won, x), back, x), answer)
+        is_stuck = (forth == x).flatten(1).all(1) & ~rests
         ends = is_last | is_stuck
         state = replace(
             state,
-            x=torch.where(like(won, x), back, forth),
+            x=torch.where(like(rests, x), back, forth),
             best=best,
-            is_candidate=~won,
-            step=state.step + ~won,
+            is_candidate=~rests,
+            step=state.step + ~rests,
         )
         return self._start_again(state, ends)
 
-    def _step(self, state: FABState, answer: Answer) -> Tensor:
-        """The next iterate: overshoot both projections, and weigh them by their lengths."""
-        x, x0, norm = state.x, state.allowed.x, norm_of(state.allowed)
+    def _step(self, state: FABState, x: Tensor, answer: Answer) -> Tensor:
+        """The next iterate after ``x``: overshoot both projections, weighed by their lengths."""
+        x0, norm = state.allowed.x, norm_of(state.allowed)
         gap, w = nearest_class(answer, norm)
         box = ends_of(state.allowed)
-        d = shortest(norm, x, w, -gap, box)
-        shift = ((x - x0).double() * w.double()).flatten(1).sum(1)
-        d0 = shortest(norm, x0, w, shift - gap.double(), box)
+        d = shortest(norm, x, w, _along(w, state.x - x) - gap.double(), box)
+        d0 = shortest(norm, x0, w, _along(w, state.x - x0) - gap.double(), box)
         a, a0 = length(d, norm).clamp_min(SHORTEST), length(d0, norm).clamp_min(SHORTEST)
         alpha = like((a / (a + a0)).clamp_max(self.alpha_max), x)
         z = torch.lerp(x + self.eta * d, x0 + self.eta * d0, alpha)
@@ -167,6 +170,11 @@ class FAB(Attack):
             start=start,
             finished=finished,
         )
+
+
+def _along(w: Tensor, change: Tensor) -> Tensor:
+    """``w . change`` ``(n,)``, in float64."""
+    return (w.double() * change.double()).flatten(1).sum(1)
 
 
 def _drawn(state: FABState, start: Tensor) -> Tensor:

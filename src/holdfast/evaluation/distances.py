@@ -32,7 +32,8 @@ from holdfast.threat import Access
 BISECTIONS = 8  # of the polish: the distance known to 1/256 of itself
 SMALLEST_BUDGET = 40
 N_TARGETS = 3  # classes that FAB goes for, likeliest first
-SHARES = {"linf": 0.6, "l2": 0.4, "l1": 0.4}  # of the passes, for the first attack
+SHARES = {"linf": 0.6, "l2": 0.4, "l1": 0.4, "l0": 0.25}  # of the passes, for the first attack
+ENOUGH, MOST = 160, 0.75  # passes that the first attack needs to arrive, if so many are there
 
 
 @dataclass(frozen=True)
@@ -168,22 +169,19 @@ def portfolio(norm: str, budget: int) -> list[tuple[Attack, int]]:
 
     First a search that gets near within few steps whatever the network's scale; then projections
     onto the linearised boundary, towards several classes: where the first one is caught on the
-    wrong part of the boundary, they start from elsewhere. In l0 first the smooth count, then the
-    ball.
+    wrong part of the boundary, they start from elsewhere. In l0 first the ball, then the smooth
+    count. Where passes are few the first attack gets most of them: half a search finds little.
     """
     make = registry.attack
+    first = int(budget * max(SHARES[norm], min(MOST, ENOUGH / budget)))
+    rest = budget - first
+    steps = max(1, first // 2 - JUDGING)
     if norm == "l0":
-        first = budget * 3 // 4
-        return [
-            (make("sigma_zero", steps=max(1, first // 2 - JUDGING)), first),
-            (make("fmn", steps=max(1, (budget - first) // 2 - JUDGING)), budget - first),
-        ]
-    first = int(budget * SHARES[norm])
-    steps = max(1, (budget - first) // (2 * N_TARGETS) - JUDGING)
-    return [
-        (make("shrinking_ball", steps=max(1, first // 2 - JUDGING)), first),
-        (make("fab", steps=steps, n_targets=N_TARGETS), budget - first),
-    ]
+        then = make("sigma_zero", steps=max(1, rest // 2 - JUDGING))
+        return [(make("fmn", steps=steps), first), (then, rest)]
+    each = max(1, rest // (2 * N_TARGETS) - JUDGING)
+    then = make("fab", steps=each, n_targets=N_TARGETS, is_thrifty=True)
+    return [(make("shrinking_ball", steps=steps), first), (then, rest)]
 
 
 def _stages(
