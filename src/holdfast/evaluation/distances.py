@@ -23,16 +23,17 @@ from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import inside, scan
 from holdfast.errors import DataError, PlanError
-from holdfast.evaluation._nearest import CLEAN, JUDGING, Search, polish
+from holdfast.evaluation._nearest import CLEAN, JUDGING, Search, polish, undo
 from holdfast.evaluation.statistics import Rate
 from holdfast.model import Model
 from holdfast.perturbations.ball import ALIASES, SHAPES
 from holdfast.threat import Access
 
 BISECTIONS = 8  # of the polish: the distance known to 1/256 of itself
+UNDO_ROUNDS, UNDO_STEPS = 2, 5  # in l0, where coordinates are given back instead
 SMALLEST_BUDGET = 40
 N_TARGETS = 3  # classes that FAB goes for, likeliest first
-SHARES = {"linf": 0.6, "l2": 0.4, "l1": 0.4, "l0": 0.25}  # of the passes, for the first attack
+SHARES = {"linf": 0.6, "l2": 0.4, "l1": 0.4}  # of the passes, for the first attack
 ENOUGH, MOST = 160, 0.75  # passes that the first attack needs to arrive, if so many are there
 
 
@@ -152,7 +153,10 @@ def minimal_distances(
         search = Search(model, clean, labels, goal, norm, Rng(keys).fold(seed))
         for number, (attack, passes) in enumerate(stages):
             search.attack(attack, number, passes, size)
-        polish(search, BISECTIONS)
+        if norm == "l0":
+            undo(search, UNDO_ROUNDS, UNDO_STEPS)
+        else:
+            polish(search, BISECTIONS)
     names = [attack.card.name for attack, _ in stages]
     return MinimalDistances(
         norm=norm,
@@ -169,16 +173,15 @@ def portfolio(norm: str, budget: int) -> list[tuple[Attack, int]]:
 
     First a search that gets near within few steps whatever the network's scale; then projections
     onto the linearised boundary, towards several classes: where the first one is caught on the
-    wrong part of the boundary, they start from elsewhere. In l0 first the ball, then the smooth
-    count. Where passes are few the first attack gets most of them: half a search finds little.
+    wrong part of the boundary, they start from elsewhere. Where passes are few the first attack
+    gets most of them: half a search finds little. In l0 sigma-zero has them all.
     """
     make = registry.attack
+    if norm == "l0":
+        return [(make("sigma_zero", steps=max(1, budget // 2 - JUDGING)), budget)]
     first = int(budget * max(SHARES[norm], min(MOST, ENOUGH / budget)))
     rest = budget - first
     steps = max(1, first // 2 - JUDGING)
-    if norm == "l0":
-        then = make("sigma_zero", steps=max(1, rest // 2 - JUDGING))
-        return [(make("fmn", steps=steps), first), (then, rest)]
     each = max(1, rest // (2 * N_TARGETS) - JUDGING)
     then = make("fab", steps=each, n_targets=N_TARGETS, is_thrifty=True)
     return [(make("shrinking_ball", steps=steps), first), (then, rest)]
@@ -194,7 +197,8 @@ def _stages(
             f"The budget is {budget} passes per sample; give at least {SMALLEST_BUDGET}, "
             "better 1000."
         )
-    left = budget - BISECTIONS - JUDGING
+    undoing = UNDO_ROUNDS * (2 + UNDO_STEPS + JUDGING)
+    left = budget - (undoing if norm == "l0" else BISECTIONS + JUDGING)
     if attacks is None:
         return portfolio(norm, left)
     if not attacks:
