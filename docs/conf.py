@@ -43,6 +43,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(?!holdfast\.).*"),
     ("py:class", r"holdfast\.(.*\.)?(_\w+(\.\w+)?|Record|Frozen)"),
 ]
+suppress_warnings = ["ref.python"]  # two classes may share a short name: the nearer one is meant
 python_use_unqualified_type_names = True
 
 html_theme = "furo"

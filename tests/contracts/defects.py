@@ -48,7 +48,7 @@ class Sound:
         return self.inner.tell(state, answer)
 
     option, options, __call__ = PGD.option, PGD.options, PGD.__call__
-    phase = PGD.phase
+    phase, stays_inside = PGD.phase, PGD.stays_inside
 
 
 # ------------------------------------------------------------------ weak

@@ -214,14 +214,16 @@ def test_contract_catches_a_broken_engine(label, monkeypatch):
 
 
 def test_contract_catches_weight_gradients(monkeypatch):
-    def gradient(self, total, x, is_last=True):
-        (found,) = torch.autograd.grad(total, x, retain_graph=True)
+    run = Model.answer
+
+    def answer(self, *queries, **options):
+        found = run(self, *queries, **options)
         for parameter in self.modules[0].parameters():
             parameter.requires_grad_(True)
             parameter.grad = torch.zeros_like(parameter)
         return found
 
-    monkeypatch.setattr(Model, "_gradient", gradient)
+    monkeypatch.setattr(Model, "answer", answer)
     violates("leaves_no_trace", d.Sound(), "linf")
 
 

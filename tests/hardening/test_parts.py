@@ -41,7 +41,7 @@ def test_after_a_roll_back_every_schedule_falls_to_zero(name):
 def test_ema_is_the_weighted_mean_of_the_weights():
     net = nn.Linear(1, 1, bias=False)
     average = Average(net, "ema", 0.5)
-    expected = float(net.weight)
+    expected = net.weight.item()
     for value in (1.0, 5.0, -3.0):
         with torch.no_grad():
             net.weight.fill_(value)
@@ -50,8 +50,8 @@ def test_ema_is_the_weighted_mean_of_the_weights():
         expected += weight * (value - expected)
     assert float(average.values["weight"]) == pytest.approx(expected)
     with average.swapped_in():
-        assert float(net.weight) == pytest.approx(expected)
-    assert float(net.weight) == -3.0
+        assert net.weight.item() == pytest.approx(expected)
+    assert net.weight.item() == -3.0
 
 
 def test_swa_is_the_plain_mean_of_the_last_quarter():

@@ -7,7 +7,7 @@ from torch import nn
 
 from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers.crown import Cuts, pull_back
-from holdfast.verifiers.dense import Lines, ascend, backward, condense, forward
+from holdfast.verifiers.dense import DenseLines, ascend, backward, condense, forward
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
 
@@ -86,7 +86,7 @@ def _case():
     assert u > 20
     sign = splits(u)
     alpha, beta = torch.rand(5, u), torch.rand(5, u) * (sign != 0)
-    return graph, region, state, net, d, Lines.of(lower, upper, sign), alpha, beta
+    return graph, region, state, net, d, DenseLines.of(lower, upper, sign), alpha, beta
 
 
 def test_same_bounds_as_through_the_graph(case):

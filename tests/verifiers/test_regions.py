@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
@@ -34,6 +34,7 @@ def exact(a, x, eps, norm, low, high):
 
 @pytest.mark.parametrize("norm", ["l1", "l2", "l0"])
 @settings(max_examples=25, deadline=None)
+@example(seed=67543, eps=0.0)
 @given(seed=st.integers(0, 10**6), eps=st.sampled_from([0.0, 0.3, 1.0, 3.0]))
 def test_minimum_over_balls_cut_with_boxes(norm, seed, eps):
     rng = np.random.default_rng(seed)

@@ -114,7 +114,7 @@ class Dense:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Lines:
+class DenseLines:
     """Relaxations of domains ``(n, u)``: the chord above, and which neurons have a free slope."""
 
     slope: Tensor
@@ -124,7 +124,7 @@ class Lines:
     sign: Tensor
 
     @classmethod
-    def of(cls, lower: Tensor, upper: Tensor, sign: Tensor) -> Lines:
+    def of(cls, lower: Tensor, upper: Tensor, sign: Tensor) -> DenseLines:
         """For bounds and splits: ``sign`` 1 where ``z >= 0``, -1 where ``z <= 0``, else 0."""
         lower = torch.where(sign > 0, lower.clamp(min=0), lower)
         upper = torch.where(sign < 0, upper.clamp(max=0), upper)
@@ -134,10 +134,10 @@ class Lines:
         intercept = torch.where(loose, -lower * slope, 0.0)
         return cls(slope, intercept, loose.to(lower.dtype), active, sign)
 
-    def at(self, index: Tensor) -> Lines:
+    def at(self, index: Tensor) -> DenseLines:
         """The domains at ``index``."""
         parts = (self.slope, self.intercept, self.loose, self.active, self.sign)
-        return Lines(*(t[index] for t in parts))
+        return DenseLines(*(t[index] for t in parts))
 
 
 def condense(
@@ -223,7 +223,7 @@ def _affine(
 
 
 def backward(
-    net: Dense, rows: Tensor, lines: Lines, alpha: Tensor, beta: Tensor
+    net: Dense, rows: Tensor, lines: DenseLines, alpha: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Bounds ``(n,)`` of the rows ``(n,)`` of each domain and the coefficients on the way.
 
@@ -243,7 +243,7 @@ def backward(
     return value + inputs @ net.middle - inputs.abs() @ net.radius, A
 
 
-def forward(net: Dense, A: Tensor, lines: Lines, alpha: Tensor) -> Tensor:
+def forward(net: Dense, A: Tensor, lines: DenseLines, alpha: Tensor) -> Tensor:
     """Inputs ``z (n, u)`` of all undecided neurons at the corner that attains the bound."""
     p, n = net.n_inputs, len(A)
     low = torch.where(lines.loose > 0, alpha, lines.active)
@@ -261,7 +261,7 @@ def forward(net: Dense, A: Tensor, lines: Lines, alpha: Tensor) -> Tensor:
 def ascend(
     net: Dense,
     rows: Tensor,
-    lines: Lines,
+    lines: DenseLines,
     alpha: Tensor,
     beta: Tensor,
     steps: int,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.verifiers.crown import State
-from holdfast.verifiers.dense import Dense, Lines, ascend, backward, condense
+from holdfast.verifiers.dense import Dense, DenseLines, ascend, backward, condense
 from holdfast.verifiers.domains import CANDIDATES, Anchor, Domain, Root
 from holdfast.verifiers.problem import Split
 from holdfast.verifiers.regions import BoxRegion
@@ -32,7 +32,7 @@ class Point(NamedTuple):
 class Stack(NamedTuple):
     """Domains as tensors: relaxations, slopes and multipliers ``(n, u)``, rows ``(n,)``."""
 
-    lines: Lines
+    lines: DenseLines
     alpha: Tensor
     beta: Tensor
     rows: Tensor
@@ -94,7 +94,7 @@ class DenseBounds:
             which = torch.tensor(place[i : i + self.size]).repeat_interleave(2)
             side = 1.0 - 2.0 * (torch.arange(len(at)) % 2)
             sign[torch.arange(len(at)), which] = side
-            lines = Lines.of(stack.lower[at], stack.upper[at], sign)
+            lines = DenseLines.of(stack.lower[at], stack.upper[at], sign)
             value, _ = backward(self.net, stack.rows[at], lines, stack.alpha[at], stack.beta[at])
             found.append(value)
         return torch.cat(found).reshape(-1, 2)
@@ -191,4 +191,4 @@ class DenseBounds:
         alpha, beta, sign = (torch.stack(list(t)) for t in zip(*points, strict=True))
         lower, upper = (torch.stack(list(t)) for t in zip(*bounds, strict=True))
         rows = torch.tensor([self.row[d.clause] for d in domains])
-        return Stack(Lines.of(lower, upper, sign), alpha, beta, rows, lower, upper)
+        return Stack(DenseLines.of(lower, upper, sign), alpha, beta, rows, lower, upper)

@@ -209,6 +209,7 @@ def _l2_step(gain: Tensor, room: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """The multiplier ``m`` and the maximiser ``d = min(gain / m, room)`` of ``_l2_gain``'s dual."""
     g, tiny = gain.detach(), torch.finfo(gain.dtype).tiny
     high = g.norm(dim=2).clamp(min=tiny) / eps.clamp(min=tiny)  # without the box the optimum
+    high = high.clamp(max=torch.finfo(gain.dtype).max / 4)  # a ball of radius zero: d is 0 anyway
     low = torch.zeros_like(high)
     for _ in range(40):
         middle = (low + high) / 2
