@@ -86,6 +86,7 @@ def test_trains_and_goes_on_where_it_stopped(recipe, tmp_path):
     with pytest.raises(Stopped):
         trained(recipe, tmp_path / "stopped", stop=stop_midway())
     begun = checkpoint.load(tmp_path / "stopped" / checkpoint.LAST)
+    assert begun is not None
     assert 0 < begun["state"]["index"] < UPDATES
     again = trained(recipe, tmp_path / "stopped")
     for name, value in whole.module.state_dict().items():
