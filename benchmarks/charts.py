@@ -109,6 +109,8 @@ def peers(result: dict[str, Any]) -> None:
     draw("peers", f"Seconds for {result['settings']['n']} images", groups)
 
 
+_ENOUGH = 1000  # samples: fewer make no figure for the first page
+
 CHARTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "engine_cost": engine_cost,
     "retirement": retirement,
@@ -147,7 +149,25 @@ def _claims() -> list[tuple[str, str, str]]:
     if verdicts := load("verdicts"):
         command = verdicts["command"]
         claims.extend((row["what"], row["value"], command) for row in verdicts["rows"])
+    if strength := load("strength"):
+        claims.extend(
+            _against_autoattack(row)
+            for row in strength["rows"]
+            if row["tool"] == "standard" and row["n"] >= _ENOUGH
+        )
     return claims
+
+
+def _against_autoattack(row: dict[str, Any]) -> tuple[str, str, str]:
+    """``standard`` and the reference AutoAttack, on the samples that both saw."""
+    what = f"robust accuracy under `standard`, {row['model']}, {row['threat']}, {row['n']} samples"
+    value = f"{row['robust_accuracy']:.3f} in {row['passes_per_sample']:.0f} passes per sample"
+    if row.get("n_shared"):
+        value += (
+            f"; on {row['n_shared']} of them {row['robust_accuracy_shared']:.3f}, the reference "
+            f"AutoAttack {row['reference_shared']:.3f}"
+        )
+    return what, value, "python benchmarks/strength.py --autoattack DIR"
 
 
 def readme(text: str) -> str:
