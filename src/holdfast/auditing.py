@@ -34,7 +34,7 @@ def audit(
     access: Access | str | None = None,
     quantise: str | None = None,
     verify: str = "off",
-    trust: str = "act",
+    trust: str | None = None,
     curve_steps: int = 6,
     n: int | None = None,
     seed: int = 0,
@@ -61,7 +61,8 @@ def audit(
         access: ``gradients``, ``scores`` or ``labels``; None: all that the model gives.
         quantise: ``"8bit"`` counts only adversarial inputs that survive rounding to 8 bits.
         trust: ``"act"``: look whether the attacks were misled, and add attacks that are not;
-            ``"look"``: look only; ``"off"``: neither.
+            ``"look"``: look only; ``"off"``: neither. None: ``"act"``, but for published protocols
+            (``autoattack``), which stay as they are, ``"look"``.
         verify: ``"fast"``, ``"standard"`` or ``"thorough"``: prove what holds, beside the attacks,
             so that the report closes in from both sides; ``"off"``: attacks alone.
         curve_steps: Forward passes per broken sample for the accuracy-against-eps curve.

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from holdfast.errors import PlanError
 from holdfast.threat import Access, Goal
@@ -141,7 +148,8 @@ class Plan(BaseModel):
     verify: Literal["off", "fast", "standard", "thorough"] = "off"
     """Proofs beside the attacks: by bounds, by optimised bounds, by branch and bound."""
     trust: Literal["act", "look", "off"] = "act"
-    """Look whether attacks were misled, and act on it; look only; or neither."""
+    """Look whether attacks were misled, and act on it; look only; or neither. Where nothing is
+    said, as the named cascade has it: nothing is added to a published protocol."""
     curve_steps: int = Field(default=6, ge=0, le=30)
     """Bisection steps per broken sample for the accuracy-against-eps curve; 0: none."""
     batch_size: int | None = Field(default=None, ge=1)
@@ -150,6 +158,15 @@ class Plan(BaseModel):
     """Threads of torch in every process; None: as many as a short measurement finds fastest."""
     workers: int = Field(default=1, ge=1)
     """Processes that attack; 1: this one alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trust_of_the_cascade(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("trust") is not None:
+            return data
+        rest = {key: value for key, value in data.items() if key != "trust"}
+        own = None if rest.get("stages") else _cascade_trust(rest.get("cascade"))
+        return rest if own is None else rest | {"trust": own}
 
     @field_validator("target")
     @classmethod
@@ -221,6 +238,14 @@ def cascades() -> dict[str, str]:
             text = tomllib.loads(entry.read_text(encoding="utf-8"))
             found[entry.name.removesuffix(".toml")] = text["summary"]
     return found
+
+
+def _cascade_trust(name: Any) -> str | None:
+    """What a named cascade says of ``trust``; None: nothing."""
+    if not isinstance(name, str) or name not in cascades():
+        return None
+    text = files("holdfast.cascades").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text).get("trust")
 
 
 def load_cascade(name: str) -> tuple[Stage, ...]:

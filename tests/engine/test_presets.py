@@ -171,3 +171,14 @@ def test_spared_stages_do_not_depend_on_batch_order_or_a_stop(tmp_path):
 def test_a_share_or_a_limit_is_part_of_the_stages_label():
     stage = Stage.model_validate({"attack": "square", "queries": 5, "share": 0.1, "within": 0.5})
     assert stage.describe() == "square(queries=5), for a random 10%, within 0.5 of the margin"
+
+
+def test_published_protocols_get_no_stages_of_ours():
+    def chosen(**given):
+        return Plan(threats=("linf:0.1",), **given).trust
+
+    published = [name for name in cascades() if name.startswith("autoattack")]
+    assert {chosen(cascade=name) for name in published} == {"look"}
+    assert chosen() == chosen(cascade="quick") == "act"
+    assert chosen(cascade="autoattack", trust="act") == "act"
+    assert chosen(cascade="autoattack", stages=(Stage(attack="pgd"),)) == "act"
