@@ -49,6 +49,11 @@ class Card:
     is_minimal: bool = False
     is_blind: bool = False
 
+    @property
+    def sees_less(self) -> bool:
+        """Whether it should never find what attacks that follow gradients from x on have missed."""
+        return self.is_blind or self.access is not Access.GRADIENTS
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:

@@ -9,7 +9,6 @@ import numpy as np
 from holdfast.engine.cascade import Step
 from holdfast.engine.ledger import Standing
 from holdfast.record import Finding
-from holdfast.threat import Access
 
 
 def suspicions(
@@ -38,16 +37,16 @@ def _masked(threat: str, steps: Sequence[Step], standing: Standing, n: int) -> I
 
 def _score_beats_gradient(steps: Sequence[Step], standing: Standing, n: int) -> str:
     """An attack that sees less should never find more."""
-    weak = [s.stage for s in steps if s.attack.card.access is not Access.GRADIENTS]
+    weak = [s.stage for s in steps if s.attack.card.sees_less]
     if len(weak) in (0, len(steps)):
         return ""
     count = int(np.isin(standing.broken_by, weak).sum())
     if count < max(2, 0.003 * n):
         return ""
     return (
-        f"An attack that sees only scores broke {count} samples ({count / n:.1%}) that all "
-        "gradient attacks had missed. The model's gradients mislead attackers (gradient masking), "
-        "so the true robust accuracy is probably lower still."
+        f"Searching without gradients broke {count} samples ({count / n:.1%}) that all attacks "
+        "which follow gradients had missed. The model's gradients mislead attackers (gradient "
+        "masking), so the true robust accuracy is probably lower still."
     )
 
 

@@ -24,6 +24,7 @@ class Step:
     label: str
     access: str
     n_jobs: int
+    sees_less: bool = False
 
 
 def granted(plan: Plan, model: dict[str, Any]) -> Access:
@@ -54,9 +55,9 @@ def steps_for(
     goal = 0 if plan.goal.is_targeted else -1
     found = {s: Step(s, label, "", int(s != REUSED)) for s, label in seen.items()}
     for s in steps:
-        access = s.attack.card.access.value
-        label = seen.get(s.stage, s.label)
-        found[s.stage] = Step(s.stage, label, access, len(walk(s, wrong, goal)))
+        card, label = s.attack.card, seen.get(s.stage, s.label)
+        n_jobs = len(walk(s, wrong, goal))
+        found[s.stage] = Step(s.stage, label, card.access.value, n_jobs, card.sees_less)
     after = {a.stage: look.after for look in looks for a in look.added}
     for look in looks:
         for added in look.added:

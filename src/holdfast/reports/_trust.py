@@ -116,8 +116,12 @@ def _n_misled(result: ThreatResult, reasons: Sequence[Suspicion]) -> int:
 def _n_own(stages: Sequence[StageResult], added: set[int]) -> int:
     """Stages at the beginning that follow the model's own gradients."""
     n = 0
-    while n < len(stages) and (stages[n].stage < 0 or stages[n].access == "gradients"):
+    while n < len(stages) and (stages[n].stage < 0 or _follows(stages[n])):
         if stages[n].stage in added:
             break
         n += 1
     return n
+
+
+def _follows(stage: StageResult) -> bool:
+    return stage.access == "gradients" and not stage.sees_less

@@ -230,6 +230,7 @@ def _stages(
                 stage=step.stage,
                 attack=step.label,
                 access=step.access,
+                sees_less=step.sees_less,
                 n=len(verdicts),
                 n_entered=sum(bool(row) for row in own),
                 n_broken=len(broken),

@@ -74,6 +74,8 @@ class StageResult(Frozen):
     attack: str
     access: str = ""
     """What the attack must see of the model; empty where the attack is not installed."""
+    sees_less: bool = False
+    """Whether it begins without gradients: what it breaks is a sign that they mislead."""
     n: int
     n_entered: int
     n_broken: int

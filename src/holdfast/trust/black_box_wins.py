@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
 
+from holdfast.engine.cascade import Step
 from holdfast.threat import Access
 from holdfast.trust.base import LATE, Check, CheckCard, Doubt
 from holdfast.trust.probe import Probe
@@ -16,7 +18,11 @@ from holdfast.trust.shattered_gradients import neighbours
 @final
 @dataclass(frozen=True)
 class BlackBoxWins(Check):
-    """Samples broken by attacks without gradients after all those with gradients had failed.
+    """Samples broken by attacks that see less after those that follow gradients had failed.
+
+    Attacks that only begin without gradients count as well
+    (:attr:`~holdfast.attacks.base.Card.sees_less`). Where one of those found all of them, it is
+    itself the way out, and no other is proposed.
 
     Attributes:
         most: Share of the samples that are right unchanged.
@@ -25,7 +31,7 @@ class BlackBoxWins(Check):
 
     card: ClassVar[CheckCard] = CheckCard(
         name="black_box_wins",
-        title="an attack that sees only scores beats those that see gradients",
+        title="an attack that searches without gradients beats those that follow them",
         paper="Carlini et al. (2019), arXiv:1902.06705, section 4; Croce and Hein (2020), "
         "arXiv:2003.01690",
         round=LATE,
@@ -37,14 +43,22 @@ class BlackBoxWins(Check):
 
     def look(self, probe: Probe) -> Doubt | None:
         """How many samples only they broke."""
-        weak = [s.stage for s in probe.steps if s.attack.card.access is not Access.GRADIENTS]
-        count = int(np.isin(probe.standing.broken_by, weak).sum())
+        weak = [s for s in probe.steps if s.attack.card.sees_less]
+        count = _broken(probe, weak)
         share = count / max(1, probe.n_correct)
         if count <= self.most_samples or share <= self.most:
             return None
         text = (
-            f"an attack that sees only scores broke {count} samples ({share:.1%}) that all "
-            "gradient attacks had missed: the model's gradients mislead"
+            f"searching without gradients broke {count} samples ({share:.1%}) that all attacks "
+            "which follow gradients had missed: the model's gradients mislead"
         )
+        figures = {"n_broken": float(count), "share": share}
+        if not _broken(probe, [s for s in weak if s.attack.card.access is not Access.GRADIENTS]):
+            return Doubt(text, figures)
         remedies = ({"name": "restarts"}, *neighbours(probe), {"name": "surrogate"})
-        return Doubt(text, {"n_broken": float(count), "share": share}, remedies)
+        return Doubt(text, figures, remedies)
+
+
+def _broken(probe: Probe, steps: Sequence[Step]) -> int:
+    """Samples that these stages broke."""
+    return int(np.isin(probe.standing.broken_by, [s.stage for s in steps]).sum())

@@ -54,7 +54,7 @@ def attack(
     acts = context.plan.trust == "act"
     if early and acts and not context.model.has_gradients:
         early += yield from _look(context, threat, early, EARLY)
-        early = _rerouted(context, threat, early)
+        early, late = (_rerouted(context, threat, part) for part in (early, late))
     for number, part in ((EARLY, early), (LATE, late)):
         if not part:
             continue
@@ -79,7 +79,10 @@ def _rerouted(context: Context, threat: Threat, steps: Sequence[Step]) -> list[S
         return list(steps)
     way = route(directory=str(context.journal.directory), **look.through)
     return [
-        s if s.route else replace(s, route=way, label=f"{s.label}, {way.describe()}") for s in steps
+        s
+        if s.route or s.attack.card.access is not Access.GRADIENTS
+        else replace(s, route=way, label=f"{s.label}, {way.describe()}")
+        for s in steps
     ]
 
 
@@ -97,9 +100,9 @@ def _run(
 
 
 def _parts(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
-    """The leading stages that follow gradients, and the others."""
+    """The leading stages that follow gradients from the start, and the others."""
     end = 0
-    while end < len(steps) and steps[end].attack.card.access is Access.GRADIENTS:
+    while end < len(steps) and not steps[end].attack.card.sees_less:
         end += 1
     return list(steps[:end]), list(steps[end:])
 

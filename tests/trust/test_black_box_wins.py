@@ -1,0 +1,64 @@
+"""An attack that searches without gradients, if only at first, beats those that follow them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import holdfast
+from holdfast.attacks.base import Card
+from holdfast.reports._trust import Confidence
+from holdfast.threat import Access
+
+N = 6
+
+
+class Moat(nn.Module):
+    """The gradient at x leads away from the only side where class 1 wins."""
+
+    def forward(self, x):
+        u = x.flatten(1)[:, 0] - 0.5
+        gain = -0.2 * u + 5 * (u - 0.05).clamp_min(0)
+        return torch.stack([torch.full_like(gain, 0.1), gain], 1)
+
+
+def audited(trust: str = "look"):
+    x = torch.full((N, 1, 2, 2), 0.5)
+    x[:, :, 1, 1] = torch.linspace(0.2, 0.8, N)[:, None]  # no sample twice
+    data = (x, torch.zeros(N, dtype=torch.int64))
+    cascade = [
+        {"attack": "pgd", "loss": "margin", "steps": 20, "random_start": False},
+        {"attack": "square_pgd", "queries": 30, "steps": 5},
+    ]
+    options = {"cascade": cascade, "curve_steps": 0, "trust": trust}
+    return holdfast.audit(Moat(), data, "linf:0.11", **options)
+
+
+def test_what_a_blind_search_alone_finds_is_a_sign_of_masking():
+    trust = audited().threats["linf:0.11"].trust
+    assert trust.confidence is Confidence.LOWERED
+    assert "black_box_wins" in {reason.check for reason in trust.reasons}
+    assert trust.first is not None
+    assert trust.first.value == 1.0
+    assert [step.attack.partition("(")[0] for step in trust.lowered] == ["square_pgd"]
+    assert trust.lowered[0].after == 0.0
+
+
+def test_the_warning_says_so_where_the_checks_are_off():
+    report = audited("off")
+    assert "scores_beat_gradients" in {finding.code for finding in report.warnings}
+
+
+@pytest.mark.parametrize(
+    ("access", "is_blind", "expected"),
+    [
+        (Access.GRADIENTS, False, False),
+        (Access.GRADIENTS, True, True),
+        (Access.SCORES, False, True),
+        (Access.LABELS, False, True),
+    ],
+)
+def test_who_sees_less(access, is_blind, expected):
+    card = Card(name="a", title="b", paper="c", access=access, is_blind=is_blind)
+    assert card.sees_less is expected
