@@ -60,6 +60,7 @@ def line(event: Event) -> Text | None:
         return Text(
             f"{duration(event.seconds)}  epoch {event.epoch:.1f}: loss {event.loss:.3f}, "
             f"validation {event.clean_accuracy:.1%}, under attack {event.robust_accuracy:.1%}"
+            + _proven(event)
             + (", the best so far" if event.is_best else "")
         )
     if isinstance(event, RolledBack):
@@ -72,6 +73,10 @@ def line(event: Event) -> Text | None:
     if isinstance(event, PhaseDone) and event.robust_accuracy is not None:
         return Text(f"audit, {event.phase}: robust {event.robust_accuracy:.1%}")
     return None
+
+
+def _proven(event: Validated) -> str:
+    return "" if event.verified_accuracy is None else f", proven {event.verified_accuracy:.1%}"
 
 
 def _plan(event: Chosen) -> Text:
@@ -119,7 +124,9 @@ class _State:
 
 def _table(rounds: list[Validated]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("epoch", "loss", "clean", "under attack", "", "time"):
+    has_proofs = any(r.verified_accuracy is not None for r in rounds)
+    proven = ("proven",) if has_proofs else ()
+    for column in ("epoch", "loss", "clean", "under attack", *proven, "", "time"):
         table.add_column(column, justify="right")
     for r in rounds:
         table.add_row(
@@ -127,6 +134,7 @@ def _table(rounds: list[Validated]) -> Table:
             f"{r.loss:.3f}",
             f"{r.clean_accuracy:.1%}",
             f"{r.robust_accuracy:.1%}",
+            *((f"{r.verified_accuracy or 0:.1%}",) if has_proofs else ()),
             Text("best", style="green") if r.is_best else "",
             duration(r.seconds),
         )

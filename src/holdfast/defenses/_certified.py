@@ -51,17 +51,24 @@ def bounded(
     Raises:
         GraphError: The network cannot be captured, or holds an operator without bounds.
     """
-    graph = live_graph(step.network, batch.x)
-    allowed = step.bind(batch, scaled(step.threat, radius))
-    size = allowed.radius.reshape(-1, *[1] * (centre.ndim - 1))
-    region = BoxRegion(in_domain(allowed, centre - size), in_domain(allowed, centre + size))
     with step.full_precision():
-        rows = margin_rows(batch.y, graph.nodes[-1].size)
-        lower = blend(graph, region, rows, linear).lower
+        lower = least_margins(step, batch, centre, radius, linear)
         loss = worst_case(lower).mean()
     proven = (lower.detach() > 0).all(1).float().mean()
     step.notes["worst_case"], step.notes["proven"] = loss.detach(), proven
     return Bounded(loss, proven)
+
+
+def least_margins(
+    step: Step, batch: Batch, centre: Tensor, radius: float, linear: float = 0.0
+) -> Tensor:
+    """Lower bounds of the margins over every wrong class ``(n, k - 1)``; see :func:`bounded`."""
+    graph = live_graph(step.network, batch.x)
+    allowed = step.bind(batch, scaled(step.threat, radius))
+    size = allowed.radius.reshape(-1, *[1] * (centre.ndim - 1))
+    region = BoxRegion(in_domain(allowed, centre - size), in_domain(allowed, centre + size))
+    rows = margin_rows(batch.y, graph.nodes[-1].size)
+    return blend(graph, region, rows, linear).lower
 
 
 def live_graph(network: nn.Module, example: Tensor) -> Graph:

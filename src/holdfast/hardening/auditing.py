@@ -20,6 +20,7 @@ from holdfast.engine.run import run
 from holdfast.events import Event
 from holdfast.hardening.asking import Ask, Ready
 from holdfast.hardening.state import State
+from holdfast.hardening.validation import trains_bounds
 from holdfast.model import Model
 from holdfast.plan import Budget, DataSpec, ModelSpec, Plan
 
@@ -89,8 +90,7 @@ class Audits:
 
     @property
     def _has_time_for_proofs(self) -> bool:
-        recipe = self.ask.recipe
-        is_certified = recipe is not None and recipe.card.is_certified
+        is_certified = self.ask.recipe is not None and trains_bounds(self.ask.recipe)
         return is_certified or self.ask.seconds is None or self.reserve_s >= _PROOFS_FROM_S
 
     def before(self) -> Generator[Event, None, Report | None]:

@@ -66,6 +66,7 @@ class Round(_Part):
     loss: float
     clean: float
     robust: float
+    verified: float | None = None
 
 
 class HardenCard(_Part):

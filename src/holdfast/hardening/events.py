@@ -62,6 +62,7 @@ class Validated(Event):
     n: int
     is_best: bool
     seconds: float
+    verified_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

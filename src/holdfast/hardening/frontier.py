@@ -296,7 +296,7 @@ def _point(
         point = Point(number=number, values=values, directory=place, failure=str(error))
         return point, None
     card = result.card
-    kept = max(card.rounds, key=lambda r: (r.robust, r.clean), default=None)
+    kept = max(card.rounds, key=lambda r: (r.verified or 0.0, r.robust, r.clean), default=None)
     return (
         Point(
             number=number,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from holdfast.hardening.logs import Log
 from holdfast.hardening.network import is_finite
 from holdfast.hardening.samples import majority_share
 from holdfast.hardening.trainer import Setup, Trainer, checkpointed_random
-from holdfast.hardening.validation import Score, Watch, validate, watch
+from holdfast.hardening.validation import Score, Watch, trains_bounds, validate, watch
 
 _EVENT_SECONDS = 0.2
 _CHECKPOINT_SECONDS = 10.0
@@ -159,8 +160,9 @@ class Loop:
                 self.setup.samples,
                 self.settings.n_validation,
                 self.settings.validation_steps,
+                is_certified=trains_bounds(self.setup.recipe),
             )
-        return self._agreed(Score(found.clean, found.robust, found.n, is_average))
+        return self._agreed(replace(found, is_average=is_average))
 
     def _agreed(self, value: Any) -> Any:
         """The first process's value on all: decisions hang on it."""
@@ -313,6 +315,7 @@ class Loop:
             score.n,
             is_best,
             self.clock.spent,
+            score.verified,
         )
         self.log.write("validated", self.trainer.state.index, event)
         return event

@@ -50,6 +50,9 @@ def _chart(card: HardenCard) -> Markup:
     seconds = [r.seconds for r in card.rounds]
     axes.plot(seconds, [100 * r.clean for r in card.rounds], label="clean", marker=".")
     axes.plot(seconds, [100 * r.robust for r in card.rounds], label="under attack", marker=".")
+    proven = [(r.seconds, 100 * r.verified) for r in card.rounds if r.verified is not None]
+    if proven:
+        axes.plot(*zip(*proven, strict=True), label="proven by training's bounds", marker=".")
     axes.set(xlabel="seconds of training", ylabel="validation accuracy (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -79,6 +79,7 @@ def _rounds(directory: Path) -> tuple[Round, ...]:
             loss=line["loss"],
             clean=line["clean_accuracy"],
             robust=line["robust_accuracy"],
+            verified=line.get("verified_accuracy"),
         )
         for line in read(directory)
         if line["what"] == "validated"
@@ -88,10 +89,17 @@ def _rounds(directory: Path) -> tuple[Round, ...]:
 def _chosen_round(state: State) -> str:
     if state.best is None:
         return ""
-    which = "averaged" if state.best.is_average else "live"
+    best = state.best
+    which = "averaged" if best.is_average else "live"
+    if best.verified is not None:
+        return (
+            f"The {which} weights with the best proven validation accuracy were taken: "
+            f"{best.verified:.1%} of {best.n} by the bounds of training ({best.robust:.1%} under "
+            f"attack, {best.clean:.1%} without)."
+        )
     return (
         f"The {which} weights with the best validation accuracy under attack were taken: "
-        f"{state.best.robust:.1%} of {state.best.n} ({state.best.clean:.1%} without attack)."
+        f"{best.robust:.1%} of {best.n} ({best.clean:.1%} without attack)."
     )
 
 
