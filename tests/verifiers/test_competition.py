@@ -2,6 +2,7 @@
 
 import csv
 import os
+import time
 from pathlib import Path
 
 import onnxruntime
@@ -25,7 +26,10 @@ def instances(benchmark, step, offset=0):
 def decide(benchmark, row, timeout_s, attack=True):
     query = read_vnnlib(DATA / benchmark / row["vnnlib"])
     network = DATA / benchmark / row["onnx"]
-    return query.prop, verify(network, query.prop, timeout_s=timeout_s, attack=attack)
+    verdict = verify(
+        network, query.prop, timeout_s=timeout_s, attack=attack, clock=time.process_time
+    )
+    return query.prop, verdict
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from holdfast.graphs.graph import Graph
 from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.attack import descend
 from holdfast.verifiers.crown import LinearBound, State, pull_back
-from holdfast.verifiers.dense_bounds import dense_bounds
+from holdfast.verifiers.dense_bounds import DenseBounds, dense_bounds
 from holdfast.verifiers.domains import (
     CANDIDATES,
     Anchor,
@@ -36,12 +36,12 @@ from holdfast.verifiers.domains import (
     batch_of,
 )
 from holdfast.verifiers.graph_bounds import GraphBounds, spread
-from holdfast.verifiers.halfspace import CutBox
 from holdfast.verifiers.problem import Counterexample, Leaf, Split
 from holdfast.verifiers.propagation import propagate
-from holdfast.verifiers.regions import BoxRegion, Region
+from holdfast.verifiers.refinement import refine
+from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
-from holdfast.verifiers.tightening import tighten
+from holdfast.verifiers.tightening import left, tighten
 
 ROOT_STEPS = 60
 SHARPEN_STEPS = 12
@@ -49,6 +49,11 @@ DOMAIN_STEPS = 12
 # Rounds of new bounds at the root, each as long as the bound of the clause rises by a tenth.
 NARROWINGS = 4
 LEAST_GAIN = 0.9
+# Multiplications spent on the bounds of single neurons at first, how many times more each time they
+# are bounded again, and the share of them that the tree gets between.
+FIRST_EFFORT = 2.5e9
+MORE = 4
+BRANCHING = 1 / 3
 # Open domains from which on the nearest to a proof go first, so that they get fewer.
 POOL = 4096
 # Where no split raises the bound by this share, only new bounds can help: they are made earlier.
@@ -89,23 +94,53 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
         root, open_clauses = _root(search, torch.tensor(open_clauses), state)
     if search.keep_leaves:
         search.bounds.update(_read_bounds(search.graph, root.anchor.state))
-    if not open_clauses:
-        return True
-    bounder = dense_bounds(search, root, open_clauses) or GraphBounds(search, root)
-    tree = Tree(search, root, bounder)
-    found = _solve(tree, [Domain(c, (), root.anchor) for c in open_clauses], ROOT_STEPS)
-    if not search.keep_leaves and isinstance(found, list):
+    effort = FIRST_EFFORT
+    while open_clauses:
+        tree = _tree(search, root, open_clauses)
+        found = _plant(tree, open_clauses)
+        if isinstance(found, Counterexample):
+            return found
+        refines = isinstance(tree.bounder, DenseBounds) and not search.keep_leaves
+        outcome = _branch(tree, found, BRANCHING * effort if refines else math.inf)
+        if not isinstance(outcome, list):
+            return outcome
+        effort *= MORE
+        root, open_clauses = _refined(tree, outcome, effort)
+    return True
+
+
+def _tree(search: Search, root: Root, clauses: list[int]) -> Tree:
+    return Tree(search, root, dense_bounds(search, root, clauses) or GraphBounds(search, root))
+
+
+def _plant(tree: Tree, clauses: list[int]) -> Counterexample | list[Domain]:
+    """The clauses that stay open as a whole."""
+    found = _solve(tree, [Domain(c, (), tree.root.anchor) for c in clauses], ROOT_STEPS)
+    if not tree.search.keep_leaves and isinstance(found, list):
         found = _narrow(tree, found)
-    return found if isinstance(found, Counterexample) else _branch(tree, found)
+    return found
 
 
-def _branch(tree: Tree, domains: list[Domain]) -> Counterexample | bool | None:
-    """Cuts the domains until none is left."""
+def _refined(tree: Tree, pool: list[Domain], effort: float) -> tuple[Root, list[int]]:
+    """A root with bounds of every neuron by branch and bound, and the clauses still open."""
+    search, root = tree.search, tree.root
+    assert isinstance(root.region, BoxRegion)
+    state, _ = refine(search.graph, root.region, root.anchor.state, effort, search.is_over)
+    clauses = sorted({d.clause for d in pool})
+    return _root(search, torch.tensor(clauses), state)
+
+
+def _branch(
+    tree: Tree, domains: list[Domain], effort: float
+) -> Counterexample | bool | list[Domain] | None:
+    """Cuts the domains until none is left; a list are those open after so much effort."""
     search, pool = tree.search, sorted(domains, key=_value)
-    half, stuck = max(1, tree.bounder.size // 2), False
+    half, stuck, first = max(1, tree.bounder.size // 2), False, search.domains
     while pool:
         if search.is_over():
             return False
+        if (search.domains - first) * tree.bounder.cost(DOMAIN_STEPS) > effort:
+            return pool
         search.lower = pool[0].value
         # Counterexamples hide where the bound is worst; a long list is worked off from its end.
         front = len(pool) <= POOL
@@ -174,35 +209,13 @@ def _refresh(tree: Tree, domains: list[Domain]) -> list[Domain]:
     """The domains with new bounds; those of which nothing is left are gone."""
     search = tree.search
     batch, bound = _exact(tree, domains)
-    state, empty = tighten(search.graph, batch.state, _left(batch, bound))
+    state, empty = tighten(search.graph, batch.state, left(batch, bound))
     return [
         replace(d, anchor=Anchor(one, _lifetime(search.graph, one)), age=0)
         for i, d in enumerate(domains)
         if not bool(empty[i])
         for one in (state.rows(slice(i, i + 1)),)
     ]
-
-
-def _left(batch: Batch, bound: LinearBound) -> Region:
-    """The inputs where the domains could be violated; of balls that is not told apart."""
-    region = batch.region
-    if not isinstance(region, BoxRegion):
-        return region
-    h, g = _halfspace(batch, bound)
-    if bool((-region.minimum(-h.unsqueeze(1))[:, 0] + g <= 0).all()):
-        return region
-    return CutBox(region.lower, region.upper, h, g)
-
-
-def _halfspace(batch: Batch, bound: LinearBound) -> tuple[Tensor, Tensor]:
-    """``h (n, *input)`` and ``g (n,)`` with ``row >= h . x + g`` on each domain, rounding paid."""
-    h = Shifted(batch.region, batch.D, batch.d).full(bound.A)[:, 0]
-    constant = (bound.constant + batch.d)[:, 0]
-    most = torch.maximum(batch.region.lower.abs(), batch.region.upper.abs())
-    size = (h.abs() * most).flatten(1).sum(1) + bound.constant[:, 0].abs() + batch.d[:, 0].abs()
-    if batch.D is not None:
-        size = size + (batch.D.reshape(h.shape).abs() * most).flatten(1).sum(1)
-    return h, constant - 8 * torch.finfo(size.dtype).eps * size
 
 
 def _lifetime(graph: Graph, state: State) -> float:

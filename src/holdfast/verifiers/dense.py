@@ -106,6 +106,13 @@ class Dense:
         """Number of network inputs."""
         return len(self.middle)
 
+    @property
+    def cost(self) -> float:
+        """Multiplications of one pass over one domain, other operations counted as some."""
+        inputs = [k.inputs for k in self.layers]
+        direct = [t.numel() if t.layout == torch.strided else t.values().numel() for t in inputs]
+        return 16 * self.rows.shape[1] + sum(direct) + sum(k.W.numel() for k in self.layers)
+
     def spans(self) -> list[tuple[int, int]]:
         """First and last undecided neuron of every layer in the order of all."""
         ends = torch.tensor([0, *(len(k.b) for k in self.layers)]).cumsum(0).tolist()
@@ -205,7 +212,7 @@ def _affine(
             continue
         rows = pending.pop(node.index)
         if node.index == 0:
-            found[0] = rows.reshape(len(A), -1)
+            found[0] = rows.reshape(len(A), node.size)
             break
         if node.index in masks:
             mask = masks[node.index]

@@ -70,6 +70,10 @@ class DenseBounds:
         self.bounds: WeakKeyDictionary[Anchor, tuple[Tensor, Tensor]] = WeakKeyDictionary()
         self.size = max(16, min(512, BATCH_ELEMENTS // net.rows.shape[1]))
 
+    def cost(self, steps: int) -> float:
+        """Of the dense form, forward and backward, and of trials."""
+        return (2 * steps + 2 * CANDIDATES) * self.net.cost
+
     @torch.no_grad()
     def solve(self, domains: Sequence[Domain], steps: int) -> None:
         """Adam with the dual's supergradient."""

@@ -28,6 +28,10 @@ class Bounder(Protocol):
     size: int
     """Domains that are best handled together."""
 
+    def cost(self, steps: int) -> float:
+        """Multiplications for one domain, about."""
+        ...
+
     def solve(self, domains: Sequence[Domain], steps: int) -> None:
         """Optimise choices and set them with the values."""
         ...
@@ -182,7 +186,7 @@ def batch_of(search: Search, root: Root, domains: Sequence[Domain], low: bool) -
     boxes = state.boxes
     cuts, places = _cuts(domains, dtype)
     for node, cut in cuts.items():
-        boxes[node] = _clip(boxes[node], cut)
+        boxes[node] = clip(boxes[node], cut)
     wide = region.rows(torch.zeros(n, dtype=torch.long))
     return Batch(
         A.reshape(n, 1, *search.graph.output_shape),
@@ -247,7 +251,7 @@ def _cuts(
     return cuts, places
 
 
-def _clip(box: Box, cut: Cuts) -> Box:
+def clip(box: Box, cut: Cuts) -> Box:
     """The box within the cuts; where nothing is left of it any bound holds."""
     shape = box.lower.shape
     lower, upper = box.lower.flatten(1), box.upper.flatten(1)

@@ -44,6 +44,10 @@ class GraphBounds:
         elements = sum(n.size for n in search.graph.nodes if not n.op.is_affine)
         self.size = max(4, min(256, BATCH_ELEMENTS // max(1, elements)))
 
+    def cost(self, steps: int) -> float:
+        """Not limited."""
+        return 0.0
+
     def solve(self, domains: Sequence[Domain], steps: int) -> None:
         """Adam with recorded gradients."""
         batch = batch_of(self.search, self.root, domains, low=True)

@@ -8,20 +8,23 @@ descendants share it.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
 from holdfast.verifiers.alpha_crown import replace_boxes
-from holdfast.verifiers.crown import State, two_sided
+from holdfast.verifiers.crown import LinearBound, State, two_sided
+from holdfast.verifiers.domains import Batch, Shifted
+from holdfast.verifiers.halfspace import CutBox
 from holdfast.verifiers.propagation import padded_index, plan_refinement
-from holdfast.verifiers.regions import Region
+from holdfast.verifiers.regions import BoxRegion, Region
 
 # Elements of the largest coefficient tensor handled at once.
 CHUNK = 1 << 20
 
 
 @torch.no_grad()
-def tighten(graph: Graph, state: State, region: Region) -> tuple[State, torch.Tensor]:
+def tighten(graph: Graph, state: State, region: Region) -> tuple[State, Tensor]:
     """Boxes cut with bounds over the region, in the state's precision and with rounding.
 
     Args:
@@ -57,3 +60,25 @@ def tighten(graph: Graph, state: State, region: Region) -> tuple[State, torch.Te
             torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape)
         )
     return replace_boxes(graph, state, boxes), empty
+
+
+def left(batch: Batch, bound: LinearBound) -> Region:
+    """The inputs where the domains could be violated; of balls that is not told apart."""
+    region = batch.region
+    if not isinstance(region, BoxRegion):
+        return region
+    h, g = _halfspace(batch, bound)
+    if bool((-region.minimum(-h.unsqueeze(1))[:, 0] + g <= 0).all()):
+        return region
+    return CutBox(region.lower, region.upper, h, g)
+
+
+def _halfspace(batch: Batch, bound: LinearBound) -> tuple[Tensor, Tensor]:
+    """``h (n, *input)`` and ``g (n,)`` with ``row >= h . x + g`` on each domain, rounding paid."""
+    h = Shifted(batch.region, batch.D, batch.d).full(bound.A)[:, 0]
+    constant = (bound.constant + batch.d)[:, 0]
+    most = torch.maximum(batch.region.lower.abs(), batch.region.upper.abs())
+    size = (h.abs() * most).flatten(1).sum(1) + bound.constant[:, 0].abs() + batch.d[:, 0].abs()
+    if batch.D is not None:
+        size = size + (batch.D.reshape(h.shape).abs() * most).flatten(1).sum(1)
+    return h, constant - 8 * torch.finfo(size.dtype).eps * size

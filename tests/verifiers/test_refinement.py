@@ -1,0 +1,94 @@
+"""Bounds of neurons by branch and bound of their own: sound, and nearly exact on small ones."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from holdfast.graphs.torch_capture import capture
+from holdfast.verifiers import refinement
+from holdfast.verifiers.propagation import propagate
+from holdfast.verifiers.refinement import refine
+from holdfast.verifiers.regions import BoxRegion
+
+SHAPES = {"deep": [3, 12, 12, 12, 4], "one": [2, 8, 8, 2]}
+
+
+def case(name, seed=0):
+    torch.manual_seed(seed)
+    sizes = SHAPES[name]
+    layers = [k for a, b in itertools.pairwise(sizes) for k in (nn.Linear(a, b), nn.ReLU())]
+    net = nn.Sequential(*layers[:-1])
+    x = torch.randn(1, sizes[0])
+    graph = capture(net, x, fold=False).to(torch.float64)
+    region = BoxRegion(x.double() - 1, x.double() + 1)
+    return graph, region, propagate(graph, region)
+
+
+def values(graph, x):
+    found = [x]
+    for node in graph.nodes[1:]:
+        found.append(node.op.run(*(found[i] for i in node.inputs)))
+    return found
+
+
+def samples(graph, region, n=200_000):
+    rng = torch.Generator().manual_seed(1)
+    share = torch.rand(n, *graph.input_shape, generator=rng, dtype=torch.float64)
+    return values(graph, region.lower + share * (region.upper - region.lower))
+
+
+def sources(graph):
+    return [n.inputs[0] for n in graph.nodes[1:] if not n.op.is_affine]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", SHAPES)
+def test_refined_boxes_hold_and_are_nearly_exact(name, seed):
+    graph, region, state = case(name, seed)
+    refined, spent = refine(graph, region, state, 2e8, lambda: False)
+    assert spent > 0
+    seen = samples(graph, region)
+    for i in sources(graph):
+        box, old = refined.boxes[i], state.boxes[i]
+        assert bool((box.lower <= seen[i].amin(0)).all())
+        assert bool((box.upper >= seen[i].amax(0)).all())
+        assert bool((box.lower >= old.lower - 1e-12).all())
+        loose = (box.lower < 0) & (box.upper > 0)
+        width, true = (box.upper - box.lower)[loose], (seen[i].amax(0) - seen[i].amin(0))[loose[0]]
+        assert bool((width <= 1.2 * true + 1e-3).all())
+
+
+def test_it_gains_much_over_crown_in_deep_networks():
+    graph, region, state = case("deep")
+    refined, _ = refine(graph, region, state, 2e8, lambda: False)
+    last = sources(graph)[-1]
+    widths = [float((s.boxes[last].upper - s.boxes[last].lower).sum()) for s in (state, refined)]
+    assert widths[1] < 0.7 * widths[0]
+
+
+def test_no_time_changes_nothing():
+    graph, region, state = case("deep")
+    refined, spent = refine(graph, region, state, 1e9, lambda: True)
+    assert spent == 0
+    assert all(a is b for a, b in zip(refined.boxes, state.boxes, strict=True))
+
+
+def test_a_forgotten_half_is_caught(monkeypatch):
+    graph, region, state = case("deep")
+    halves = refinement._halves
+
+    def lose(leaves, place):
+        both = halves(leaves, place)
+        return both.at(torch.arange(len(both) // 2))
+
+    monkeypatch.setattr(refinement, "_halves", lose)
+    refined, _ = refine(graph, region, state, 2e8, lambda: False)
+    seen = samples(graph, region)
+    outside = [
+        bool((refined.boxes[i].lower > seen[i].amin(0) + 1e-6).any())
+        or bool((refined.boxes[i].upper < seen[i].amax(0) - 1e-6).any())
+        for i in sources(graph)
+    ]
+    assert any(outside)
