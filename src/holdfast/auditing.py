@@ -33,7 +33,7 @@ def audit(
     target: str | int | None = None,
     access: Access | str | None = None,
     quantise: str | None = None,
-    verify: str = "off",
+    verify: str = "auto",
     trust: str | None = None,
     curve_steps: int = 6,
     n: int | None = None,
@@ -64,7 +64,8 @@ def audit(
             ``"look"``: look only; ``"off"``: neither. None: ``"act"``, but for published protocols
             (``autoattack``), which stay as they are, ``"look"``.
         verify: ``"fast"``, ``"standard"`` or ``"thorough"``: prove what holds, beside the attacks,
-            so that the report closes in from both sides; ``"off"``: attacks alone.
+            so that the report closes in from both sides; ``"auto"``: prove survivors while that
+            costs little, in silence where it cannot; ``"off"``: attacks alone.
         curve_steps: Forward passes per broken sample for the accuracy-against-eps curve.
         n: Audit the first n samples.
         seed: Of all random numbers.

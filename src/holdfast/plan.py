@@ -145,8 +145,9 @@ class Plan(BaseModel):
     seed: int = 0
     budget: Budget = Budget()
     quantise: Literal["8bit"] | None = None
-    verify: Literal["off", "fast", "standard", "thorough"] = "off"
-    """Proofs beside the attacks: by bounds, by optimised bounds, by branch and bound."""
+    verify: Literal["auto", "off", "fast", "standard", "thorough"] = "auto"
+    """Proofs beside the attacks: for survivors while they come cheaply; none; by bounds, by
+    optimised bounds, by branch and bound."""
     trust: Literal["act", "look", "off"] = "act"
     """Look whether attacks were misled, and act on it; look only; or neither. Where nothing is
     said, as the named cascade has it: nothing is added to a published protocol."""

@@ -9,10 +9,11 @@ from torch import nn
 
 import holdfast
 from holdfast.data import ArrayData
-from holdfast.engine import journal
+from holdfast.engine import journal, proving
 from holdfast.errors import SoundnessError
 from holdfast.model import Model
 from holdfast.record import Attempt, Finding, Outcome, Proven
+from holdfast.verifiers.certify import Certified
 
 EPS = "linf:0.05"
 
@@ -94,3 +95,58 @@ def test_a_false_proof_stops_the_run(toy, tmp_path):
         file.write(journal.RECORD.dump_json(lie) + b"\n")
     with pytest.raises(SoundnessError, match=rf"\[{broken.sample}\] are both"):
         finish(plan(threats=(EPS,)), net, data, tmp_path)
+
+
+def test_survivors_are_proven_unasked(toy, tmp_path):
+    net, data = toy
+    finish(plan(threats=(EPS,)), net, data, tmp_path / "auto")
+    finish(plan(threats=(EPS,), verify="off"), net, data, tmp_path / "off")
+    finish(plan(threats=(EPS,), verify="fast"), net, data, tmp_path / "fast")
+    proven = {name: {r.sample for r in of(tmp_path / name, Proven)} for name in ("auto", "fast")}
+    broken = {r.sample for r in of(tmp_path / "auto", Attempt) if r.outcome is Outcome.BROKEN}
+    assert proven["auto"]
+    assert proven["auto"] <= proven["fast"] - broken
+    assert not of(tmp_path / "off", Proven)
+    auto, off = (holdfast.Report.load(tmp_path / name) for name in ("auto", "off"))
+    assert auto.robust_accuracy == off.robust_accuracy
+    assert auto.verified_accuracy.k == len(proven["auto"])
+
+
+def test_proofs_unasked_end_with_the_first_group_without_one(toy, tmp_path, monkeypatch):
+    net, data = toy
+    sizes = []
+
+    def none_proven(graph, x, y, *rest, **more):
+        sizes.append(len(x))
+        return [Certified("unknown", -1.0) for _ in x]
+
+    monkeypatch.setattr(proving, "certify", none_proven)
+    finish(plan(threats=("linf:0.001",)), net, data, tmp_path)
+    assert len(data) > proving.CHUNK_WHERE_CHEAP
+    assert sizes == [proving.CHUNK_WHERE_CHEAP]
+
+
+def test_the_surest_samples_are_proven_first(toy, tmp_path, monkeypatch):
+    net, data = toy
+    tried = []
+
+    def none_proven(graph, x, y, *rest, **more):
+        tried.append(x)
+        return [Certified("unknown", -1.0) for _ in x]
+
+    monkeypatch.setattr(proving, "certify", none_proven)
+    finish(plan(threats=("linf:0.001",)), net, data, tmp_path)
+    with torch.no_grad():
+        best = net(data.x).topk(2, dim=1).values.diff().abs().flatten()
+        least = net(tried[0]).topk(2, dim=1).values.diff().abs().min()
+    assert int((best > least).sum()) == proving.CHUNK_WHERE_CHEAP - 1
+
+
+@pytest.mark.parametrize("why", ["function", "size"])
+def test_no_word_where_proofs_unasked_cannot_be(toy, tmp_path, monkeypatch, why):
+    net, data = toy
+    monkeypatch.setattr(proving, "MOST_NEURONS", 11 if why == "size" else 12)
+    model = (lambda x: net(x)) if why == "function" else net
+    finish(plan(threats=(EPS,)), model, data, tmp_path)
+    assert not of(tmp_path, Proven)
+    assert not [f for f in of(tmp_path, Finding) if f.code == "not_verifiable"]

@@ -108,7 +108,8 @@ TrustOption = Annotated[
 VerifyOption = Annotated[
     str | None,
     typer.Option(
-        help="off, fast, standard or thorough: prove what holds, beside the attacks.",
+        help="auto, off, fast, standard or thorough: prove what holds, beside the attacks. "
+        "auto proves survivors while that costs little.",
         metavar="EFFORT",
         rich_help_panel=_ATTACKER,
     ),

@@ -1,8 +1,9 @@
 """Proofs beside the attacks: samples that no allowed change can break, shown by bounds.
 
-Cheap bounds come before the attacks, so that what is proven is not attacked; dearer ones and branch
-and bound after them, on what the attacks left open. Verified samples need no attack, broken ones no
-proof.
+Where they are asked for, cheap bounds come before the attacks, so that what is proven is not
+attacked; dearer ones and branch and bound after them, on what the attacks left open. Verified
+samples need no attack, broken ones no proof. Where nobody asked, the survivors are tried as long as
+that costs little.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from holdfast.engine.found import submit
 from holdfast.engine.ledger import PROOF
 from holdfast.errors import SoundnessError
 from holdfast.events import Event, Found, PhaseDone
+from holdfast.graphs.graph import Graph
+from holdfast.graphs.torch_capture import capture
 from holdfast.model import Model
 from holdfast.perturbations.ball import Ball
 from holdfast.record import Finding, Proven
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from holdfast.engine.run import Context
 
 _CHUNK = 32
+CHUNK_WHERE_CHEAP = 16
+MOST_NEURONS = 20_000
 SECONDS_PER_SAMPLE = 30.0  # of branch and bound, where the plan sets no budget of time
 
 
@@ -68,32 +73,105 @@ def obstacle(model: Model, threat: Threat) -> str:
 
 def prove(context: Context, threat: Threat, effort: Effort) -> Iterator[Event]:
     """Try to prove the samples that are still open; the journal gets a record for each proof."""
-    model, text = context.model, threat.describe()
-    standing, ledger = context.ledger.standing(text), context.ledger
-    goal_is_other = ledger.goal != context.seen.y.numpy()
-    is_open = ledger.is_correct & ~standing.is_broken & ~standing.is_verified & goal_is_other
-    rows = np.flatnonzero(is_open).tolist()
-    reason = obstacle(model, threat)
-    if reason:
-        yield from _cannot(context, reason, text)
+    text, standing = threat.describe(), context.ledger.standing(threat.describe())
+    rows = np.flatnonzero(_unbroken(context, text) & ~standing.is_verified).tolist()
+    if not rows:
         return
-    module = Deployed(model).eval()
+    try:
+        graph = _captured(context, threat, rows)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        yield from _cannot(context, str(error).splitlines()[0], text)
+        return
     for start in range(0, len(rows), _CHUNK):
         if context.is_over_time:
             return
         chunk = rows[start : start + _CHUNK]
-        x, y = context.fetch(chunk)
         try:
-            found = _certified(context, module, x, y, threat, effort)
+            _try(context, graph, threat, chunk, effort)
         except (ValueError, NotImplementedError, RuntimeError) as error:
             yield from _cannot(context, str(error).splitlines()[0], text)
             return
-        context.append([*_proofs(text, chunk, found, effort)])
-        _refuted(context, threat, chunk, found)
         yield from context.progress(text, f"proof ({effort})", start + len(chunk), len(rows))
-    yield PhaseDone(
+    yield _done(context, text, f"proof ({effort})")
+
+
+def prove_where_cheap(context: Context, threat: Threat) -> Iterator[Event]:
+    """Proofs of what the attacks left standing, for as long as they come.
+
+    The samples with the largest margins are tried first, :data:`CHUNK_WHERE_CHEAP` at a time, and
+    the first such group without a proof is the last. A network that cannot be captured, or with
+    more than :data:`MOST_NEURONS` neurons, is left alone. Nobody asked for these proofs, so
+    nothing is said where none comes.
+    """
+    text = threat.describe()
+    standing, margin = context.ledger.standing(text), context.ledger.margin
+    rows = np.flatnonzero(_unbroken(context, text))
+    rows = rows[np.argsort(margin[rows], kind="stable")].tolist()  # negative: far from falling
+    if not rows:
+        return
+    try:
+        graph = _captured(context, threat, rows)
+        if n_neurons(graph) > MOST_NEURONS:
+            return
+        for start in range(0, len(rows), CHUNK_WHERE_CHEAP):
+            chunk = rows[start : start + CHUNK_WHERE_CHEAP]
+            untried = [i for i in chunk if not standing.is_verified[i]]
+            if context.is_over_time:
+                return
+            if untried:
+                _try(context, graph, threat, untried, "fast")
+            if not standing.is_verified[chunk].any():
+                break
+            yield from context.progress(text, "proof (fast)", start + len(chunk), len(rows))
+    except (ValueError, NotImplementedError, RuntimeError):
+        return
+    if standing.is_verified.any():
+        yield _done(context, text, "proof (fast)")
+
+
+def _unbroken(context: Context, text: str) -> np.ndarray:
+    """Which samples are right, and still so after the attacks."""
+    ledger = context.ledger
+    goal_is_other = ledger.goal != context.seen.y.numpy()
+    return ledger.is_correct & ~ledger.standing(text).is_broken & goal_is_other
+
+
+def _captured(context: Context, threat: Threat, rows: list[int]) -> Graph:
+    """The deployed network as a graph.
+
+    Raises:
+        ValueError: It cannot be verified.
+    """
+    reason = obstacle(context.model, threat)
+    if reason:
+        raise ValueError(reason)
+    x, _ = context.fetch(rows[:1])
+    graph = capture(Deployed(context.model).eval(), x, fold=False)
+    scalars = [node.place for node in graph.nodes if not node.shape]
+    if scalars:
+        raise ValueError(f"{scalars[0]} gives one number per sample, without an axis for it")
+    return graph
+
+
+def n_neurons(graph: Graph) -> int:
+    """Number of values that non-linear operators read, per sample."""
+    curved = (node for node in graph.nodes if node.inputs and not node.op.is_affine)
+    return sum(graph.nodes[i].size for node in curved for i in node.inputs)
+
+
+def _try(context: Context, graph: Graph, threat: Threat, rows: list[int], effort: Effort) -> None:
+    """Proofs and counterexamples of some samples, into the journal."""
+    x, y = context.fetch(rows)
+    found = _certified(context, graph, x, y, threat, effort)
+    context.append([*_proofs(threat.describe(), rows, found, effort)])
+    _refuted(context, threat, rows, found)
+
+
+def _done(context: Context, text: str, phase: str) -> PhaseDone:
+    standing, ledger = context.ledger.standing(text), context.ledger
+    return PhaseDone(
         text,
-        f"proof ({effort})",
+        phase,
         ledger.robust_accuracy(text),
         ledger.clean_accuracy,
         float((standing.forward + standing.backward).mean()),
@@ -102,14 +180,14 @@ def prove(context: Context, threat: Threat, effort: Effort) -> Iterator[Event]:
 
 
 def _certified(
-    context: Context, module: nn.Module, x: Tensor, y: Tensor, threat: Threat, effort: Effort
+    context: Context, graph: Graph, x: Tensor, y: Tensor, threat: Threat, effort: Effort
 ) -> list[Certified]:
     assert isinstance(threat, Ball)
     domain = context.model.domain
     limit = context.plan.budget.seconds
     left = SECONDS_PER_SAMPLE if limit is None else max(1.0, limit - context.seconds)
     return certify(
-        module,
+        graph,
         x,
         y,
         float(threat.size),

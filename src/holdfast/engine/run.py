@@ -26,7 +26,7 @@ from holdfast.engine.journal import Journal, RowFile, adversarial_path
 from holdfast.engine.judge import answers
 from holdfast.engine.ledger import Ledger
 from holdfast.engine.preflight import N_CHECKED, preflight
-from holdfast.engine.proving import check_sound, prove
+from holdfast.engine.proving import check_sound, prove, prove_where_cheap
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import Scan, chunks, inside, scan
 from holdfast.engine.slots import Rules, Slots
@@ -347,11 +347,13 @@ def _threat(context: Context, threat: Threat) -> Generator[Event, None, bool]:
     text, plan = threat.describe(), context.plan
     steps, left_out = fitting(plan.resolved_stages, threat.norm, context.model.access)
     yield from _tell(context, left_out)
-    if plan.verify != "off":
+    if plan.verify not in ("off", "auto"):
         yield from prove(context, threat, "fast")
     steps, n_unfinished = yield from examination.attack(context, threat, steps)
     if n_unfinished:
         yield Stopped("budget", n_unfinished)
+    elif plan.verify == "auto":
+        yield from prove_where_cheap(context, threat)
     elif plan.verify in ("standard", "thorough"):
         yield from prove(context, threat, plan.verify)
     check_sound(context, threat)
