@@ -11,8 +11,9 @@ from torch import nn
 from holdfast import APGD, FGSM, PGD, CarliniWagner, Model, parse_threat
 from holdfast.attacks.base import Objective, Problem
 from holdfast.engine.inner import inner_attack
+from holdfast.engine.jobs import Job
 from holdfast.engine.random import Rng
-from holdfast.engine.slots import Job, Rules, Slots
+from holdfast.engine.slots import Rules, Slots
 from holdfast.errors import PlanError
 
 EPS = 0.1

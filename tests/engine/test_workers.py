@@ -17,8 +17,10 @@ from torch import nn
 
 from holdfast import PGD, parse_threat
 from holdfast.attacks.base import Problem
+from holdfast.engine.jobs import Job
+from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
-from holdfast.engine.slots import Job, Rules, Slots
+from holdfast.engine.slots import Rules, Slots
 from holdfast.engine.workers.crew import Crew
 from holdfast.engine.workers.wire import pack, unpack
 from holdfast.errors import ModelCrash, ModelError
@@ -65,9 +67,10 @@ class Waiting(nn.Module):
         return self.net(x)
 
 
-def crew_of(net, data, n=2, source=""):
+def crew_of(net, data, n=2, source="", block=None):
     model = Model(net)
     model.recognise(data.x[:8])
+    model.block = block or model.block
     return Crew(model, data.x[:8], data.y[:8], n, ModelSpec(source=source), seed=0)
 
 
@@ -96,11 +99,11 @@ def test_a_killed_worker_costs_nothing_but_time(digits):
     net, data = Waiting(digits[0]), digits[1]
     model = Model(net)
     with model.session():
-        model.recognise(data.x[:8])
+        preflight(model, data.x, data.y, data.y)  # so that rows round alike in any company
         alone = Slots(model, 64, Rules())
         fill(alone, net, data)
         expected = ended(alone)
-        crew = crew_of(net, data)
+        crew = crew_of(net, data, block=model.block)
         try:
             crew.begin(64, Rules())
             fill(crew, net, data)

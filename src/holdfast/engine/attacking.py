@@ -19,9 +19,10 @@ import torch
 from holdfast.attacks.base import Problem
 from holdfast.engine.cascade import Step, has_found, parts, rank_wrong, walk
 from holdfast.engine.found import submit
+from holdfast.engine.jobs import NO_LIMIT, Ended, Job
 from holdfast.engine.ledger import REUSED, Standing
 from holdfast.engine.random import Rng
-from holdfast.engine.slots import NO_LIMIT, Ended, Job, Rules, Slots
+from holdfast.engine.slots import Rules, Slots
 from holdfast.events import Event, PhaseDone
 from holdfast.record import Attempt, Spared
 from holdfast.threat import Threat

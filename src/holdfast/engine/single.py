@@ -11,10 +11,11 @@ from torch import Tensor
 
 from holdfast.attacks.base import Attack, Problem
 from holdfast.engine.cascade import Step, rank_wrong, walk
+from holdfast.engine.jobs import Job
 from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import inside, scan
-from holdfast.engine.slots import Job, Rules, Slots
+from holdfast.engine.slots import Rules, Slots
 from holdfast.errors import DataError, PlanError
 from holdfast.model import Model
 from holdfast.record import Outcome

@@ -7,7 +7,6 @@ ended. Nothing waits for the slowest sample, and no row's result depends on the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,90 +16,19 @@ from torch import Tensor
 
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
+from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
+from holdfast.engine.tally import Tally, counted, fresh, has_spent, kept
 from holdfast.model import Model
 from holdfast.record import Outcome
-from holdfast.rows import join, like, take
-from holdfast.threat import AllowedSet
-
-NO_LIMIT = 2**62
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One sample under one attack, aimed at one class, in one restart.
-
-    Attributes:
-        sample: Number of the sample.
-        stage: Position of the attack in the cascade.
-        target: Class aimed at, or -1.
-        restart: 0 for the first.
-        max_passes: Passes it may use at most, forward plus backward.
-        max_forward: Forward passes it may use at most.
-    """
-
-    sample: int
-    stage: int
-    target: int = -1
-    restart: int = 0
-    max_passes: int = NO_LIMIT
-    max_forward: int = NO_LIMIT
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A job that is over.
-
-    Attributes:
-        x_adv: The accepted adversarial input on the CPU; None where there is none.
-        best: The allowed point of largest margin, if the slots keep it; on the device.
-        distance: Size of the accepted change in the threat's units.
-    """
-
-    job: Job
-    outcome: Outcome
-    forward: int
-    backward: int
-    margin: float
-    loss: float
-    confidence: float
-    rejected: int
-    zero_gradients: int
-    prediction: int = -1
-    prediction_confidence: float = 0.0
-    distance: float | None = None
-    x_adv: Tensor | None = None
-    best: Tensor | None = None
-    best_score: float = -math.inf
-
-
-@dataclass(frozen=True, slots=True)
-class _Tally:
-    """What the engine itself keeps of each job."""
-
-    y: Tensor
-    goal: Tensor
-    allowed: AllowedSet
-    forward: Tensor
-    backward: Tensor
-    zero_gradients: Tensor
-    rejected: Tensor
-    refused_margin: Tensor
-    margin: Tensor
-    loss: Tensor
-    confidence: Tensor
-    queries: Tensor
-    max_passes: Tensor
-    max_forward: Tensor
-    best: Tensor
-    best_score: Tensor
+from holdfast.rows import join, take
 
 
 @dataclass(slots=True)
 class _Lane:
     attack: Attack
     state: Any
-    tally: _Tally
+    tally: Tally
     jobs: list[Job] = field(default_factory=list)
     route: Route | None = None
 
@@ -163,7 +91,7 @@ class Slots:
         Gradients come by ``route``, the same for all jobs of the stage.
         """
         problem = replace(problem, goal=goal)
-        tally = self._tally(jobs, problem, goal)
+        tally = fresh(jobs, problem, goal, self.rules.keep_best)
         self._file(jobs[0].stage, _Lane(attack, attack.init(problem), tally, list(jobs), route))
 
     def _file(self, stage: int, lane: _Lane) -> None:
@@ -176,29 +104,6 @@ class Slots:
                 part.tally = join([old.tally, part.tally])
                 part.jobs = old.jobs + part.jobs
             self._lanes[stage, phase] = part
-
-    def _tally(self, jobs: Sequence[Job], problem: Problem, goal: Tensor) -> _Tally:
-        y, x = problem.y, problem.x
-        zero = torch.zeros_like(y)
-        low = torch.full(y.shape, -torch.inf, device=y.device)
-        return _Tally(
-            y=y,
-            goal=goal,
-            allowed=problem.allowed,
-            forward=zero,
-            backward=zero.clone(),
-            zero_gradients=zero.clone(),
-            rejected=zero.clone(),
-            refused_margin=low,
-            margin=low.clone(),
-            loss=low.clone(),
-            confidence=torch.ones_like(low),
-            queries=zero.clone(),
-            max_passes=torch.tensor([job.max_passes for job in jobs], device=y.device),
-            max_forward=torch.tensor([job.max_forward for job in jobs], device=y.device),
-            best=x.clone() if self.rules.keep_best else x.new_empty(len(x), 0),
-            best_score=low.clone(),
-        )
 
     def tick(self) -> list[Ended]:
         """One pass of the model for every job in flight; the jobs that are over after it."""
@@ -226,17 +131,17 @@ class Slots:
         counts = None
         if not lane.attack.stays_inside:
             counts = lane.tally.allowed.contains(query.points)
-        lane.tally, answer = _counted(lane.tally, answer, paid, counts)
+        lane.tally, answer = counted(lane.tally, answer, paid, counts)
         if self.rules.keep_best:
-            lane.tally = _kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
+            lane.tally = kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
         claims = self._claims(lane.tally, answer)
         lane.state = lane.attack.tell(lane.state, answer)
         over = lane.state.finished | (lane.tally.queries >= lane.attack.max_queries)
-        spent = _has_spent(lane.tally, paid)
+        spent = has_spent(lane.tally, paid)
         if not bool((claims | over | spent).any()):  # all that a step asks of the device
             return []
         accepted, verdict = self._judged(lane.tally, claims, query, answer)
-        stopped = _has_spent(lane.tally, paid) & ~over & ~accepted
+        stopped = has_spent(lane.tally, paid) & ~over & ~accepted
         ends = over | stopped | accepted
         rows = ends.nonzero().squeeze(1)
         if len(rows) == 0:
@@ -248,7 +153,7 @@ class Slots:
     def _is_minimal(self, lane: _Lane) -> bool:
         return lane.attack.card.is_minimal and not self.rules.stop_when_fooled
 
-    def _claims(self, tally: _Tally, answer: Answer) -> Tensor:
+    def _claims(self, tally: Tally, answer: Answer) -> Tensor:
         """Which rows fool the model by this answer; a refused one only with a larger margin."""
         if not self.rules.stop_when_fooled:
             return torch.zeros_like(tally.y, dtype=torch.bool)
@@ -256,7 +161,7 @@ class Slots:
         return reached(answer.logits, tally.y, tally.goal) & (size > tally.refused_margin)
 
     def _judged(
-        self, tally: _Tally, claims: Tensor, query: Query, answer: Answer
+        self, tally: Tally, claims: Tensor, query: Query, answer: Answer
     ) -> tuple[Tensor, dict[int, tuple[Tensor, Tensor]]]:
         """Which claims are accepted: a mask, and per row its point and logits."""
         accepted = torch.zeros_like(claims)
@@ -280,7 +185,7 @@ class Slots:
         pairs = zip(rows.tolist(), found.points, found.logits, strict=True)
         return accepted, {row: (point, logits) for row, point, logits in pairs}
 
-    def _charge(self, tally: _Tally, rows: Tensor, accepted: Tensor, paid: int) -> None:
+    def _charge(self, tally: Tally, rows: Tensor, accepted: Tensor, paid: int) -> None:
         """The judge's passes, on the rows they were spent on: two if accepted, else one at most."""
         if self.model.is_random:
             tally.forward[rows] += paid // max(1, len(rows))
@@ -327,7 +232,7 @@ class Slots:
         self,
         ended: list[Ended],
         rows: Tensor,
-        tally: _Tally,
+        tally: Tally,
         verdict: dict[int, tuple[Tensor, Tensor]],
     ) -> list[Ended]:
         """Add the adversarial inputs and the answers to them, all broken rows at once."""
@@ -369,61 +274,3 @@ def _phases(lane: _Lane) -> list[tuple[int, Tensor | None]]:
     if len(kinds) == 1:
         return [(kinds[0], None)]
     return [(kind, (phase == kind).nonzero().squeeze(1)) for kind in kinds]
-
-
-def _counted(
-    tally: _Tally, answer: Answer, paid: tuple[int, int], counts: Tensor | None
-) -> tuple[_Tally, Answer]:
-    """Passes, the extremes of margin, loss and confidence met, and gradients without NaN.
-
-    ``counts`` ``(n,)`` says which points are allowed, for attacks that leave the set; None: all.
-    """
-    n_forward, n_backward = paid
-    logits = answer.logits.float()
-    log_p = logits.log_softmax(1).gather(1, tally.y[:, None]).squeeze(1)
-    size = goal_margin(logits, tally.y, tally.goal)
-    if counts is not None:
-        size = torch.where(counts, size, -torch.inf)
-        log_p = torch.where(counts, log_p, 0.0)
-    backward, zero_gradients = tally.backward, tally.zero_gradients
-    if n_backward:
-        length = torch.linalg.vector_norm(answer.gradients.flatten(1), ord=1, dim=1)
-        is_finite = torch.isfinite(length)
-        if length.device.type != "cpu" or not bool(is_finite.all()):  # asking costs more elsewhere
-            answer = replace(answer, gradients=answer.gradients.nan_to_num(0.0, 0.0, 0.0))
-        backward, zero_gradients = (
-            backward + n_backward,
-            zero_gradients + ~(is_finite & (length > 0)),
-        )
-    tally = replace(
-        tally,
-        queries=tally.queries + 1,
-        forward=tally.forward + n_forward,
-        backward=backward,
-        zero_gradients=zero_gradients,
-        margin=tally.margin.fmax(size),
-        loss=tally.loss.fmax(-log_p),
-        confidence=tally.confidence.fmin(log_p.exp()),
-    )
-    return tally, answer
-
-
-def _has_spent(tally: _Tally, paid: tuple[int, int]) -> Tensor:
-    """Whether one more query would go over the job's budget."""
-    forward = tally.forward + paid[0]
-    passes = forward + tally.backward + paid[1]
-    return (passes > tally.max_passes) | (forward > tally.max_forward)
-
-
-def _kept(tally: _Tally, points: Tensor, logits: Tensor, is_minimal: bool) -> _Tally:
-    """The best allowed point so far: largest margin, or the nearest that fools."""
-    score = goal_margin(logits.float(), tally.y, tally.goal)
-    if is_minimal:
-        fools = reached(logits, tally.y, tally.goal)
-        score = torch.where(fools, -tally.allowed.distance(points).float(), -torch.inf)
-    is_better = (score > tally.best_score) & tally.allowed.contains(points)
-    return replace(
-        tally,
-        best=torch.where(like(is_better, points), points, tally.best),
-        best_score=torch.where(is_better, score, tally.best_score),
-    )

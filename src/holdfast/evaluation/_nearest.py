@@ -13,9 +13,10 @@ from holdfast.attacks._hyperplane import length
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Attack, Objective, Problem, Query
 from holdfast.engine.cascade import Step, rank_wrong, walk
+from holdfast.engine.jobs import Job
 from holdfast.engine.judge import judge, reached
 from holdfast.engine.random import Rng
-from holdfast.engine.slots import Job, Rules, Slots
+from holdfast.engine.slots import Rules, Slots
 from holdfast.model import Model
 from holdfast.perturbations.ball import Ball
 from holdfast.rows import like, take

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from holdfast.attacks._losses import cross_entropy
 from holdfast.attacks.base import Answer, Attack, Objective, Problem, Query, Route
-from holdfast.engine.slots import Ended, Job, Rules
+from holdfast.engine.jobs import Ended, Job
+from holdfast.engine.slots import Rules
 from holdfast.engine.workers.wire import Begin, Chunk, Done, Failed, Ready, Setup, pack, unpack
 from holdfast.engine.workers.worker import part
 from holdfast.errors import ModelCrash, ModelError

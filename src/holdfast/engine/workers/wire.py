@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
-from holdfast.engine.slots import Ended, Job, Rules
+from holdfast.engine.jobs import Ended, Job
+from holdfast.engine.slots import Rules
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from holdfast.engine.slots import Ended, Rules, Slots
+from holdfast.engine.jobs import Ended
+from holdfast.engine.slots import Rules, Slots
 from holdfast.engine.tuning import applied
 from holdfast.engine.workers.wire import Begin, Chunk, Done, Failed, Ready, Setup, send, unpack
 from holdfast.errors import HoldfastError
