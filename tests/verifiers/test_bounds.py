@@ -3,11 +3,12 @@ import pytest
 import torch
 from torch import nn
 
+from holdfast.graphs.operators.relu import ReLU
 from holdfast.graphs.torch_capture import capture
-from holdfast.verifiers import propagation
+from holdfast.verifiers import elements, propagation
 from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.bounds import bounds, margins
-from holdfast.verifiers.crown import windowed
+from holdfast.verifiers.elements import Elements
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import threat_region
 
@@ -122,49 +123,99 @@ def test_unknown_method_is_refused(net, x):
         bounds(net, x, 0.1, method="magic")
 
 
+def together(graph, node, readers, state, region, rounding=True):
+    """Boxes by full coefficients for all elements, none of which ends early."""
+    loose = torch.stack([op.is_loose(state.boxes[node.index]) for op in readers]).any(0).flatten(1)
+    return propagation._refined_together(graph, node, state, region, loose, rounding)
+
+
+def assert_alike(rows, dense):
+    for a, b in zip(rows.boxes, dense.boxes, strict=True):
+        torch.testing.assert_close(a.lower, b.lower, atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(a.upper, b.upper, atol=1e-12, rtol=1e-12)
+
+
+def assert_unstable_no_looser(graph, rows, dense):
+    """Rows that ended early prove the sign; all others are bounded as before, or better."""
+    for node in graph.nodes:
+        if isinstance(node.op, ReLU):
+            a, b = (s.boxes[node.inputs[0]] for s in (rows, dense))
+            mask = (a.lower < 0) & (a.upper > 0)
+            assert bool((a.lower >= b.lower - 1e-12)[mask].all())
+            assert bool((a.upper <= b.upper + 1e-12)[mask].all())
+            assert bool(((b.lower < 0) & (b.upper > 0))[mask].all())
+
+
 @pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5), ("l1", 1.0), ("l0", 3)])
-def test_windows_give_the_bounds_of_dense_coefficients(norm, eps, monkeypatch):
+def test_rows_give_the_bounds_of_dense_coefficients(norm, eps, monkeypatch):
     torch.manual_seed(5)
     layers = [nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 3, 3, 1, 1), nn.ReLU()]
     graph = capture(nn.Sequential(*layers).eval(), torch.rand(1, 2, 9, 8), fold=False)
     graph = graph.to(torch.float64)
-    # A single sample: dense coefficients then handle exactly the loose elements, as windows do.
+    # A single sample: all rows together then hold exactly the loose elements.
     region = threat_region(torch.rand(1, 2, 9, 8, dtype=torch.float64), eps, norm)
-    kept = propagate(graph, region)
-    assert bool((kept.boxes[3].lower > propagate(graph, region, "interval").boxes[3].lower).any())
-    monkeypatch.setattr(propagation, "windowed", lambda *_: None)
-    dense = propagate(graph, region)
-    for a, b in zip(kept.boxes, dense.boxes, strict=True):
-        torch.testing.assert_close(a.lower, b.lower, atol=1e-12, rtol=1e-12)
-        torch.testing.assert_close(a.upper, b.upper, atol=1e-12, rtol=1e-12)
+    rows = propagate(graph, region)
+    assert bool((rows.boxes[3].lower > propagate(graph, region, "interval").boxes[3].lower).any())
+    monkeypatch.setattr(propagation, "refine", together)
+    assert_alike(rows, propagate(graph, region))
 
 
-def test_windows_follow_both_paths_of_a_residual_block(monkeypatch):
-    class Block(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.stem = nn.Conv2d(1, 3, 3, 2, 1)
-            self.first, self.second = nn.Conv2d(3, 2, 3, 1, 1), nn.Conv2d(2, 2, 3, 1, 1)
-            self.shortcut = nn.Conv2d(3, 2, 1)
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.shortcut = nn.Conv2d(1, 3, 3, 2, 1), nn.Conv2d(3, 2, 1)
+        self.first, self.second = nn.Conv2d(3, 2, 3, 1, 1), nn.Conv2d(2, 2, 3, 1, 1)
+        self.pool, self.head = nn.AvgPool2d(2), nn.Linear(72, 7)
 
-        def forward(self, x):
-            z = torch.relu(self.stem(x))
-            return torch.relu(self.second(torch.relu(self.first(z))) + self.shortcut(z))
+    def forward(self, x):
+        z = torch.relu(self.stem(x))
+        z = torch.relu(self.second(torch.relu(self.first(z))) + self.shortcut(z))
+        return self.head(torch.relu(self.pool(z) - 0.1).flatten(1)).relu()
 
+
+@pytest.mark.parametrize("chunk", [1 << 9, 1 << 19])
+def test_rows_follow_both_paths_of_a_residual_block(monkeypatch, chunk):
     torch.manual_seed(8)
     graph = capture(Block().eval(), torch.rand(1, 1, 24, 24), fold=False).to(torch.float64)
-    region = threat_region(torch.rand(1, 1, 24, 24, dtype=torch.float64), 0.1, "linf")
-    kept = []
+    x = torch.rand(3, 1, 24, 24, dtype=torch.float64)
+    # Samples with few and with many unstable neurons: rows of one sample, rows of several.
+    region = threat_region(x, torch.tensor([0.2, 0.05, 0.01]).double(), "linf")
+    monkeypatch.setattr(elements, "CHUNK", chunk)
+    ended, keep = [], Elements._sorted_out
 
-    def noted(*args):
-        kept.append(windowed(*args))
-        return kept[-1]
+    def noted(self, front, index):
+        after = keep(self, front, index)
+        ended.append(len(front.which) - len(after.which))
+        return after
 
-    monkeypatch.setattr(propagation, "windowed", noted)
-    sparse = propagate(graph, region)
-    assert sum(k is not None for k in kept) >= 4
-    monkeypatch.setattr(propagation, "windowed", lambda *_: None)
-    dense = propagate(graph, region)
-    for a, b in zip(sparse.boxes, dense.boxes, strict=True):
-        torch.testing.assert_close(a.lower, b.lower, atol=1e-12, rtol=1e-12)
-        torch.testing.assert_close(a.upper, b.upper, atol=1e-12, rtol=1e-12)
+    monkeypatch.setattr(Elements, "_sorted_out", noted)
+    rows = propagate(graph, region)
+    assert sum(ended) > 0
+    monkeypatch.setattr(Elements, "_may_settle", lambda *_: False)
+    full = propagate(graph, region)
+    assert_unstable_no_looser(graph, rows, full)
+    monkeypatch.setattr(propagation, "refine", together)
+    assert_unstable_no_looser(graph, full, propagate(graph, region))
+    assert_unstable_no_looser(graph, propagate(graph, region), full)
+
+
+def test_early_ends_need_a_proof(monkeypatch):
+    """A row that ended although its sign was open would leave the neuron to a wrong relaxation."""
+    torch.manual_seed(8)
+    graph = capture(Block().eval(), torch.rand(1, 1, 24, 24), fold=False).to(torch.float64)
+    x = torch.rand(2, 1, 24, 24, dtype=torch.float64)
+    region = threat_region(x, 0.1, "linf")
+
+    def worst():
+        state = propagate(graph, region)
+        z = (x + 0.1 * (2 * torch.rand(200, *x.shape, dtype=torch.float64) - 1)).clamp(0, 1)
+        out = 0.0
+        for value, box in zip(graph.values(z.flatten(0, 1)), state.boxes, strict=True):
+            value = value.reshape(200, *box.lower.shape)
+            out = max(out, float((box.lower - value).max()), float((value - box.upper).max()))
+        return out
+
+    assert worst() < 1e-9
+    keep = Elements._keep
+    monkeypatch.setattr(Elements, "_keep", lambda self, f, v: keep(self, f, v + 0.5))
+    assert worst() > 1e-3

@@ -37,16 +37,41 @@ class Window(NamedTuple):
             along = self.origin[:, i, None] + torch.arange(
                 self.A.shape[3 + i], device=self.A.device
             )
-            view = (len(along), *[-1 if j == i else 1 for j in range(axes)])
+            view = (len(along), *[along.shape[1] if j == i else 1 for j in range(axes)])
             flat = flat * size + along.clamp(0, size - 1).reshape(view)
             inside = inside & ((along >= 0) & (along < size)).reshape(view)
         return flat, inside
 
     def gather(self, full: Tensor) -> Tensor:
         """What each window shows of a map ``(n, channels, *spatial)``: like ``A[:, 0]``."""
-        flat, _ = self.positions(full.shape[2:])
-        picked = full.flatten(2).transpose(1, 2)[self.sample[:, None], flat.flatten(1)]
-        return picked.transpose(1, 2).reshape(len(self.A), *self.A.shape[2:])
+        return self.gather_all(full)[0]
+
+    def gather_all(self, *maps: Tensor) -> list[Tensor]:
+        """What each window shows of several maps of one shape."""
+        first = maps[0]
+        flat = self.positions(first.shape[2:])[0].flatten(1)
+        size = first.shape[2:].numel()
+        # One look-up for all: maps and channels side by side, samples and positions as rows.
+        table = torch.cat([m.flatten(2) for m in maps], 1).transpose(1, 2)
+        table = table.reshape(-1, table.shape[2])
+        picked = table[(self.sample[:, None] * size + flat).flatten()]
+        picked = picked.reshape(len(self.A), flat.shape[1], -1).transpose(1, 2)
+        return [
+            part.reshape(len(self.A), *self.A.shape[2:]) for part in picked.split(first.shape[1], 1)
+        ]
+
+    def rows(self, index: Tensor) -> Window:
+        """The rows at ``index``."""
+        return Window(self.A[index], self.origin[index], self.sample[index])
+
+    def spread(self, shape: Sequence[int]) -> Tensor:
+        """The same coefficients over a whole map ``shape``: ``(r, k, *shape)``."""
+        r, k, channels = self.A.shape[:3]
+        flat, inside = self.positions(shape[1:])
+        values = (self.A * inside[:, None, None]).flatten(3)
+        index = flat.flatten(1)[:, None, None].expand_as(values)
+        full = self.A.new_zeros(r, k, channels, torch.Size(shape[1:]).numel())
+        return full.scatter_add(3, index, values).reshape(r, k, *shape)
 
     def joined(self, other: Window) -> Window | None:
         """The sum of both in one larger window; None unless all rows differ by the same shift."""

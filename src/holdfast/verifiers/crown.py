@@ -21,7 +21,6 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Activation, Box, Lines, pull_lines
-from holdfast.graphs.window import Window
 from holdfast.verifiers.regions import Region
 
 
@@ -130,7 +129,7 @@ def pull_back(
             watched[node.index] = A
         magnitude = state.magnitudes[node.index] if rounding else None
         if magnitude is not None:
-            error = error + unit * magnitude * _l1(A)
+            error = error + unit * magnitude * absolute_sum(A)
         if node.index == 0:
             break
         if isinstance(node.op, Activation) and node.index not in parameters:
@@ -143,17 +142,18 @@ def pull_back(
         for i, part in zip(node.inputs, pulled.coefficients, strict=True):
             if i in pending and rounding:
                 # Errors left to node i refer to each part, while their sum may cancel.
-                error = error + unit * _scale(state, i) * (_l1(pending[i]) + _l1(part))
+                left = absolute_sum(pending[i]) + absolute_sum(part)
+                error = error + unit * scale_of(state, i) * left
             pending[i] = pending[i] + part if i in pending else part
     return LinearBound(A, constant - error, watched)
 
 
-def _l1(A: Tensor) -> Tensor:
+def absolute_sum(A: Tensor) -> Tensor:
     """Sum of absolute coefficients of every row: ``(n, k, *shape) -> (n, k)``."""
     return torch.linalg.vector_norm(A.flatten(2), 1, 2)
 
 
-def _scale(state: State, node: int) -> Tensor:
+def scale_of(state: State, node: int) -> Tensor:
     """The node's magnitude, at least that of its value, ``(n, 1)``."""
     magnitude = state.magnitudes[node]
     if magnitude is not None:
@@ -178,62 +178,3 @@ def two_sided(
     bound = pull_back(graph, start, A, state, rounding=rounding, mirrored=True)
     value = region.minimum(bound.A) + bound.constant
     return value[:, :k], -value[:, k:]
-
-
-def windowed(
-    graph: Graph, start: int, pairs: Tensor, state: State, region: Region, rounding: bool = True
-) -> tuple[Tensor, Tensor] | None:
-    """Bounds of single elements of a feature map, by coefficients kept in windows.
-
-    Args:
-        graph: The network.
-        start: Node whose elements are bounded, of shape ``(channels, *spatial)``.
-        pairs: Sample and flat position of every element ``(r, 2)``.
-        state: Boxes of the nodes before ``start``.
-        region: Inputs.
-        rounding: Subtract the bound of rounding errors.
-
-    Returns:
-        Lower and upper bounds ``(r,)``; None where windows are not kept or would outgrow the map.
-    """
-    shape, r = graph.nodes[start].shape, len(pairs)
-    if len(shape) < 2:
-        return None
-    place = torch.unravel_index(pairs[:, 1], shape)
-    A = state.boxes[start].lower.new_zeros(r, 1, shape[0], *[1] * (len(shape) - 1))
-    A[torch.arange(r), 0, place[0]] = 1.0
-    pending = {start: Window(A, torch.stack(place[1:], 1), pairs[:, 0])}
-    constant, error = A.new_zeros(r, 1), A.new_zeros(r, 1)
-    unit, mirrored = 2 * gamma(graph, A.dtype), True
-    while True:
-        node = graph.nodes[max(pending)]
-        if mirrored and (node.index == 0 or not node.op.is_affine):
-            pending = {i: w._replace(A=torch.cat([w.A, -w.A], 1)) for i, w in pending.items()}
-            constant, error = torch.cat([constant, -constant], 1), torch.cat([error] * 2, 1)
-            mirrored = False
-        window = pending.pop(node.index)
-        magnitude = state.magnitudes[node.index] if rounding else None
-        if magnitude is not None:
-            error = error + unit * magnitude[window.sample] * _l1(window.A)
-        if node.index == 0:
-            break
-        pulled = node.op.pull_window(window, [state.boxes[i] for i in node.inputs])
-        if pulled is None:
-            return None
-        constant = constant + pulled[1]
-        # Both inputs of a sum get the same window.
-        for i in node.inputs:
-            part = pulled[0]
-            if i in pending:
-                if rounding:
-                    left = _l1(pending[i].A) + _l1(part.A)
-                    error = error + unit * _scale(state, i)[part.sample] * left
-                joined = pending[i].joined(part)
-                if joined is None:
-                    return None
-                part = joined
-            if 2 * part.A[0, 0].numel() > graph.nodes[i].size:
-                return None
-            pending[i] = part
-    value = region.windows(window).minimum(window.A) + constant - error
-    return value[:, 0], -value[:, 1]

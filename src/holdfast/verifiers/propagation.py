@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
-from holdfast.graphs.operator import Box
-from holdfast.verifiers.crown import State, gamma, two_sided, windowed
+from holdfast.graphs.operator import Activation, Box, Operator
+from holdfast.verifiers.crown import State, gamma, two_sided
+from holdfast.verifiers.elements import Elements
 from holdfast.verifiers.regions import Region
 
 Method = Literal["interval", "crown"]
@@ -48,8 +49,8 @@ def propagate(
             box = box.intersect(known[node.index])
         state.boxes.append(box)
         if method == "crown" and plan[node.index]:
-            loose = _loose(graph, node, plan[node.index], box)
-            state.boxes[-1] = _refine(graph, node, state, region, loose, rounding)
+            readers = [graph.nodes[j].op for j in plan[node.index]]
+            state.boxes[-1] = refine(graph, node, readers, state, region, rounding)
     return state
 
 
@@ -69,24 +70,6 @@ def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: 
         box.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf),
         box.upper.nan_to_num(torch.inf, torch.inf, -torch.inf),
     )
-
-
-def _windowed(
-    graph: Graph, node: Node, state: State, region: Region, pairs: Tensor, rounding: bool
-) -> Box | None:
-    """The node's box with the elements of ``pairs`` bounded through windows, where possible."""
-    first = windowed(graph, node.index, pairs[:1], state, region, rounding)
-    if first is None:
-        return None
-    widest = max(n.shape[0] for n in graph.nodes[: node.index + 1])
-    step = max(1, CHUNK // (16 * widest))
-    parts = [windowed(graph, node.index, p, state, region, rounding) for p in pairs.split(step)]
-    low, high = (torch.cat([p[side] for p in parts if p is not None]) for side in (0, 1))
-    box, at = state.boxes[node.index], (pairs[:, 0], pairs[:, 1])
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
-    lower = lower.index_put(at, torch.fmax(lower[at], low)).reshape(box.lower.shape)
-    upper = upper.index_put(at, torch.fmin(upper[at], high)).reshape(box.upper.shape)
-    return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
 
 def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
@@ -109,12 +92,6 @@ def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
     return plan
 
 
-def _loose(graph: Graph, node: Node, readers: list[int], box: Box) -> Tensor:
-    """Elements that some reader would relax better with tighter bounds, ``(n, size)``."""
-    masks = [graph.nodes[j].op.is_loose(box) for j in readers]
-    return torch.stack(masks).any(0).flatten(1)
-
-
 def padded_index(mask: Tensor) -> Tensor:
     """Positions where ``mask (n, size)`` holds, ``(n, most)``; short rows add others."""
     most = int(mask.sum(1).max()) if mask.numel() else 0
@@ -122,16 +99,41 @@ def padded_index(mask: Tensor) -> Tensor:
     return order[:, :most]
 
 
-def _refine(
+def refine(
+    graph: Graph,
+    node: Node,
+    readers: Sequence[Operator],
+    state: State,
+    region: Region,
+    rounding: bool = True,
+) -> Box:
+    """The node's box with the elements bounded backward that ``readers`` relax with a loss."""
+    box = state.boxes[node.index]
+    loose = torch.stack([op.is_loose(box) for op in readers]).any(0).flatten(1)
+    stops = all(isinstance(op, Activation) and op.is_rectifier for op in readers)
+    plain = all(n.op.is_affine or n.op.is_diagonal for n in graph.nodes[1 : node.index + 1])
+    if not (stops or (plain and len(node.shape) > 1)):
+        return _refined_together(graph, node, state, region, loose, rounding)
+
+    def settled(low: Tensor, high: Tensor) -> Tensor:
+        return ~torch.stack([op.is_loose(Box(low, high)) for op in readers]).any(0)
+
+    pairs = loose.nonzero()
+    if not len(pairs):
+        return box
+    elements = Elements(graph, node.index, state, region, settled if stops else None, rounding)
+    low, high = elements.bounds(pairs)
+    at = (pairs[:, 0], pairs[:, 1])
+    lower = box.lower.flatten(1).index_put(at, low).reshape(box.lower.shape)
+    upper = box.upper.flatten(1).index_put(at, high).reshape(box.upper.shape)
+    return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
+def _refined_together(
     graph: Graph, node: Node, state: State, region: Region, loose: Tensor, rounding: bool
 ) -> Box:
-    """The node's box with the loose elements bounded backward."""
+    """The same with as many rows for every sample, which relaxations of pairs prefer."""
     box = state.boxes[node.index]
-    pairs = loose.nonzero()
-    if len(pairs) and len(node.shape) > 1:
-        found = _windowed(graph, node, state, region, pairs, rounding)
-        if found is not None:
-            return found
     index = padded_index(loose)
     widest = max(n.size for n in graph.nodes[: node.index + 1])
     step = max(1, CHUNK // (2 * len(index) * widest))

@@ -56,6 +56,11 @@ class Conv(Affine):
         """Transposed convolution of the coefficients."""
         shape = boxes[0].lower.shape[1:]
         flat = A.flatten(0, 1)
+        constant = A.flatten(3).sum(3) @ self.bias
+        if self._is_plain(flat):
+            first = (self.padding[0], self.padding[1])
+            pulled = self._pull_plain(flat, first, (shape[1], shape[2]))
+            return Pulled((pulled.reshape(*A.shape[:2], *shape),), constant)
         extra = [
             size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
             for size, out, s, p, d, k in zip(
@@ -72,7 +77,35 @@ class Conv(Affine):
         pulled = backward(
             flat, self.weight, None, self.stride, self.padding, extra, self.groups, self.dilation
         )
-        return Pulled((pulled.reshape(*A.shape[:2], *shape),), A.flatten(3).sum(3) @ self.bias)
+        return Pulled((pulled.reshape(*A.shape[:2], *shape),), constant)
+
+    def _is_plain(self, A: Tensor) -> bool:
+        """Whether one product of matrices is quicker than the library, which is slow in float64."""
+        return (
+            A.dtype == torch.float64
+            and A.device.type == "cpu"
+            and len(self.stride) == 2
+            and (*self.stride, *self.dilation, self.groups) == (1,) * 5
+            and not (torch.is_grad_enabled() and (A.requires_grad or self.weight.requires_grad))
+        )
+
+    def _pull_plain(self, A: Tensor, first: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """``(b, out, h, w) -> (b, in, *size)``: patches of the coefficients times the weights.
+
+        ``first`` is where the result begins in the full transposed convolution.
+        """
+        kernel, (h, w) = self.weight.shape[2:], size
+        grown = A.new_zeros(len(A), h + kernel[0] - 1, w + kernel[1] - 1, A.shape[1])
+        top, left = (k - 1 - f for k, f in zip(kernel, first, strict=True))
+        inner, rows, columns = _placed(grown, top, left, A.shape[2:])
+        inner.copy_(A[:, :, rows, columns].permute(0, 2, 3, 1))
+        step = grown.stride()
+        patches = grown.as_strided(
+            (len(A), h, w, *kernel, A.shape[1]), (*step[:3], step[1], step[2], step[3])
+        )
+        weight = self.weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, self.weight.shape[1])
+        pulled = patches.reshape(-1, len(weight)) @ weight
+        return pulled.reshape(len(A), h, w, -1).permute(0, 3, 1, 2).contiguous()
 
     def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
         """Transposed convolution of the windows alone; what falls on padding is dropped."""
@@ -91,17 +124,33 @@ class Conv(Affine):
             zeros = (0,) * rank
             args = (self.stride, zeros, zeros, self.groups, self.dilation)
             return _BACKWARD[rank](A, self.weight, None, *args)
+        kernel = self.weight.shape[2:]
+        one = A.shape[2:].numel() == 1
+        if not one and A.shape[1] <= 2 * self.weight.shape[1] and self._is_plain(A):
+            size = (A.shape[2] + kernel[0] - 1, A.shape[3] + kernel[1] - 1)
+            return self._pull_plain(A, (0, 0), size)
         # One product for all windows, as the library's transposed convolution loops over the batch.
         places = A.flatten(2).transpose(1, 2)
         patches = (places @ self.weight.flatten(1)).transpose(1, 2)
-        kernel = self.weight.shape[2:]
         size = tuple(
             (n - 1) * s + d * (k - 1) + 1
             for n, s, d, k in zip(A.shape[2:], self.stride, self.dilation, kernel, strict=True)
         )
-        if A.shape[2:].numel() == 1 and self.dilation == (1, 1):
+        if one and self.dilation == (1, 1):
             return patches.reshape(len(A), self.weight.shape[1], *kernel)
         return F.fold(patches, size, tuple(kernel), self.dilation, 0, self.stride)
+
+
+def _placed(grown: Tensor, top: int, left: int, size: torch.Size) -> tuple[Tensor, slice, slice]:
+    """The part of ``grown (b, h, w, c)`` under a map of ``size`` put at an offset.
+
+    Offsets may be negative; the slices say which part of the map lies inside.
+    """
+    (to_y, y), (to_x, x) = (
+        (slice(max(0, o), min(n, o + m)), slice(max(0, -o), min(m, n - o)))
+        for o, m, n in zip((top, left), size, grown.shape[1:3], strict=True)
+    )
+    return grown[:, to_y, to_x], y, x
 
 
 @onnx("Conv")

@@ -1,0 +1,340 @@
+"""Bounds of single elements of a node, each a row of its own on the way back to the input.
+
+Rows begin as windows of a feature map (see ``graphs.window``) and are spread out once windows would
+cover half the map. Before every non-linear node the row is also bounded over the boxes known there:
+where that already settles the element's sign, no better bound would change its relaxation, and the
+row ends (early termination, as in GPUPoly; Müller et al., 2021, arXiv:2007.10868).
+"""
+# ruff: noqa: N806 - A, C, D and W are the matrices of the literature
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from holdfast.graphs.graph import Graph, Node
+from holdfast.graphs.operator import Activation, Box, Lines, pull_lines
+from holdfast.graphs.operators.linear import Linear
+from holdfast.graphs.window import Window
+from holdfast.verifiers.crown import State, absolute_sum, gamma, scale_of
+from holdfast.verifiers.regions import BoxRegion, Region
+
+# Coefficients handled at once: enough for full speed of products, few enough for caches.
+CHUNK = 1 << 19
+# Rows of one sample from which on its boxes are worth a pass of their own.
+OWN_PASS = 16
+# Rows are sorted out when at least this share of them is settled.
+SETTLED = 0.2
+
+
+class Dense(NamedTuple):
+    """Rows of coefficients over a whole node.
+
+    Attributes:
+        A: Coefficients ``(r, k, *shape)``.
+        sample: Sample of every row ``(r,)``.
+        only: The sample of all rows where they share one.
+    """
+
+    A: Tensor
+    sample: Tensor
+    only: int | None
+
+    def gather(self, full: Tensor) -> Tensor:
+        """The part of ``full (n, ...)`` that belongs to each row, or to all of them."""
+        return full[self.sample] if self.only is None else full[self.only : self.only + 1]
+
+    def merged(self) -> Tensor:
+        """Coefficients ``(1, r k, *shape)`` where all rows share a sample, else as they are."""
+        return self.A if self.only is None else self.A.flatten(0, 1).unsqueeze(0)
+
+    def split(self, merged: Tensor) -> Tensor:
+        """Undoes ``merged`` for anything with its leading axes: to ``(r, k, ...)``."""
+        return merged.reshape(*self.A.shape[:2], *merged.shape[2:])
+
+    def rows(self, index: Tensor) -> Dense:
+        """The rows at ``index``."""
+        return Dense(self.A[index], self.sample[index], self.only)
+
+    def minimum(self, box: Box) -> Tensor:
+        """Least values ``(r, k)`` over the boxes of all samples."""
+        region = BoxRegion(self.gather(box.lower), self.gather(box.upper))
+        return self.split(region.minimum(self.merged()))
+
+
+Rows = Window | Dense
+
+
+@final
+@dataclass(slots=True)
+class Front:
+    """Rows on their way back.
+
+    Attributes:
+        pending: Coefficients by node.
+        which: Position of every row among the elements asked for ``(r,)``.
+        sample: Sample of every row ``(r,)``.
+        constant: ``(r, k)``.
+        error: Rounding errors so far ``(r, k)``.
+        mirrored: Whether the rows still stand for both signs.
+    """
+
+    pending: dict[int, Rows]
+    which: Tensor
+    sample: Tensor
+    constant: Tensor
+    error: Tensor
+    mirrored: bool = True
+
+    def rows(self, index: Tensor) -> Front:
+        """The rows at ``index``."""
+        return replace(
+            self,
+            pending={i: p.rows(index) for i, p in self.pending.items()},
+            which=self.which[index],
+            sample=self.sample[index],
+            constant=self.constant[index],
+            error=self.error[index],
+        )
+
+    def double(self) -> None:
+        """From here on the two signs differ."""
+        self.pending = {i: p._replace(A=torch.cat([p.A, -p.A], 1)) for i, p in self.pending.items()}
+        self.constant = torch.cat([self.constant, -self.constant], 1)
+        self.error, self.mirrored = torch.cat([self.error] * 2, 1), False
+
+
+@final
+class Elements:
+    """Bounds of elements of one node.
+
+    Args:
+        graph: The network.
+        start: The node.
+        state: Boxes of all nodes up to it.
+        region: Inputs.
+        settled: Whether bounds ``(r,)`` of elements are as good as any, or None for never.
+        rounding: Subtract the bound of rounding errors.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        start: int,
+        state: State,
+        region: Region,
+        settled: Callable[[Tensor, Tensor], Tensor] | None,
+        rounding: bool = True,
+    ) -> None:
+        self.graph, self.start, self.state, self.region = graph, start, state, region
+        self.settled, self.rounding = settled, rounding
+        self.unit = 2 * gamma(graph, state.boxes[start].lower.dtype)
+        self.widest = max(n.size for n in graph.nodes[: start + 1])
+        self.fruitless: set[int] = set()
+
+    def bounds(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Bounds ``(r,)`` of the elements at ``pairs (r, 2)`` of sample and flat position."""
+        box = self.state.boxes[self.start]
+        at = (pairs[:, 0], pairs[:, 1])
+        self.low, self.high = box.lower.flatten(1)[at], box.upper.flatten(1)[at]
+        for part in torch.arange(len(pairs), device=pairs.device).split(self._step()):
+            self._run(self._begin(pairs[part], part))
+        return self.low, self.high
+
+    def _step(self) -> int:
+        return max(1, CHUNK // self.widest)
+
+    def _begin(self, pairs: Tensor, which: Tensor) -> Front:
+        """Unit coefficients; the row of a fully connected layer at once."""
+        node, like = self.graph.nodes[self.start], self.state.boxes[self.start].lower
+        r, sample, at = len(pairs), pairs[:, 0], pairs[:, 1]
+        zero = like.new_zeros(r, 1)
+        front = Front({}, which, sample, zero, zero)
+        if isinstance(node.op, Linear) and len(node.shape) == 1:
+            magnitude = self.state.magnitudes[self.start] if self.rounding else None
+            if magnitude is not None:
+                front.error = self.unit * magnitude[sample]
+            front.constant = node.op.bias[at].unsqueeze(1)
+            front.pending[node.inputs[0]] = Dense(node.op.weight[at].unsqueeze(1), sample, None)
+            return front
+        if len(node.shape) < 2:
+            unit = like.new_zeros(r, 1, node.size).scatter(2, at[:, None, None], 1.0)
+            front.pending[self.start] = Dense(unit.reshape(r, 1, *node.shape), sample, None)
+            return front
+        place = torch.unravel_index(at, node.shape)
+        A = like.new_zeros(r, 1, node.shape[0], *[1] * (len(node.shape) - 1))
+        A[torch.arange(r, device=at.device), 0, place[0]] = 1.0
+        front.pending[self.start] = Window(A, torch.stack(place[1:], 1), sample)
+        return front
+
+    def _run(self, front: Front) -> None:
+        """Pull the rows back to the input and keep the best bounds on the way."""
+        while True:
+            index = max(front.pending)
+            node = self.graph.nodes[index]
+            if self._may_settle(front, node):
+                front = self._sorted_out(front, index)
+                if not len(front.which):
+                    return
+            if front.mirrored and (index == 0 or not node.op.is_affine):
+                front.double()
+            if isinstance(front.pending[index], Dense) and self._is_divisible(front):
+                for part in self._parts(front):
+                    self._run(part)
+                return
+            rows = front.pending.pop(index)
+            self._charge(front, index, rows)
+            if index == 0:
+                value = self._over_region(rows) + front.constant - front.error
+                self._keep(front, value)
+                return
+            self._pull(front, node, rows)
+
+    def _charge(self, front: Front, index: int, rows: Rows) -> None:
+        """Rounding errors of the node's own sums."""
+        magnitude = self.state.magnitudes[index] if self.rounding else None
+        if magnitude is not None:
+            scale = self.unit * magnitude[front.sample]
+            front.error = front.error + scale * absolute_sum(rows.A)
+
+    def _pull(self, front: Front, node: Node, rows: Rows) -> None:
+        parts, constant = self._pulled(node, rows)
+        if constant is not None:
+            front.constant = front.constant + constant
+        for i, part in zip(node.inputs, parts, strict=True):
+            other = front.pending.get(i)
+            if other is not None:
+                if self.rounding:
+                    left = absolute_sum(other.A) + absolute_sum(part.A)
+                    scale = scale_of(self.state, i)[front.sample]
+                    front.error = front.error + self.unit * scale * left
+                part = _sum(other, part, self.graph.nodes[i].shape)
+            front.pending[i] = part
+        self._spread(front)
+
+    def _pulled(self, node: Node, rows: Rows) -> tuple[list[Rows], Tensor | None]:
+        """Coefficients for every input of ``node`` and the constant."""
+        boxes = [self.state.boxes[i] for i in node.inputs]
+        if isinstance(node.op, Activation):
+            lines = self.state.relaxed(node, node.op)
+            pulled = pull_lines(_merged(rows), _gathered(rows, lines))
+        elif isinstance(rows, Window):
+            found = node.op.pull_window(rows, boxes)
+            if found is not None:
+                return [found[0]] * len(node.inputs), found[1]
+            return self._pulled(node, _dense(rows, node.shape))
+        else:
+            if not node.op.is_affine:
+                boxes = [Box(rows.gather(b.lower), rows.gather(b.upper)) for b in boxes]
+            pulled = node.op.pull(rows.merged(), boxes)
+        constant = pulled.constant
+        if isinstance(rows, Dense):
+            parts: list[Rows] = [rows._replace(A=rows.split(c)) for c in pulled.coefficients]
+            return parts, None if constant is None else rows.split(constant)
+        return [rows._replace(A=pulled.coefficients[0])], constant
+
+    def _spread(self, front: Front) -> None:
+        """Windows over more than half of a map become full rows."""
+        for i, rows in front.pending.items():
+            shape = self.graph.nodes[i].shape
+            if isinstance(rows, Window) and 2 * rows.A[0, 0].numel() > torch.Size(shape).numel():
+                front.pending[i] = _dense(rows, shape)
+
+    def _is_divisible(self, front: Front) -> bool:
+        if any(p.only is not None for p in front.pending.values() if isinstance(p, Dense)):
+            return False
+        return len(front.which) > self._step() or self._own(front)
+
+    def _own(self, front: Front) -> bool:
+        samples = int(front.sample[-1] - front.sample[0]) + 1
+        return len(front.which) >= OWN_PASS * samples
+
+    def _parts(self, front: Front) -> Iterator[Front]:
+        """Rows of single samples, or of a few where each has few, in chunks."""
+        index = torch.arange(len(front.which), device=front.which.device)
+        if not self._own(front):
+            yield from (front.rows(part) for part in index.split(self._step()))
+            return
+        counts = torch.unique_consecutive(front.sample, return_counts=True)[1].tolist()
+        for own in index.split(counts):
+            for part in own.split(self._step()):
+                found = front.rows(part)
+                only = int(found.sample[0])
+                found.pending = {
+                    i: p._replace(only=only) if isinstance(p, Dense) else p
+                    for i, p in found.pending.items()
+                }
+                yield found
+
+    def _may_settle(self, front: Front, node: Node) -> bool:
+        if not self.settled or front.mirrored or node.op.is_affine or node.index == 0:
+            return False
+        return node.index not in self.fruitless
+
+    def _sorted_out(self, front: Front, index: int) -> Front:
+        """Bounds over the boxes of the pending nodes; only rows that these leave open go on.
+
+        Nodes where hardly a row was settled are passed by after that.
+        """
+        value = front.constant - front.error
+        for i, rows in front.pending.items():
+            box = self.state.boxes[i]
+            if isinstance(rows, Window):
+                least = BoxRegion(*rows.gather_all(*box)).minimum(rows.A)
+            else:
+                least = rows.minimum(box)
+            value = value + least
+            if self.rounding:
+                scale = scale_of(self.state, i)[front.sample]
+                value = value - self.unit * scale * absolute_sum(rows.A)
+        self._keep(front, value)
+        assert self.settled is not None
+        open_ = ~self.settled(self.low[front.which], self.high[front.which])
+        if int(open_.sum()) > (1 - SETTLED) * len(open_):
+            self.fruitless.add(index)
+            return front
+        return front.rows(open_.nonzero().squeeze(1))
+
+    def _over_region(self, rows: Rows) -> Tensor:
+        if isinstance(rows, Window):
+            return self.region.windows(rows).minimum(rows.A)
+        only = rows.only
+        sample = rows.sample if only is None else slice(only, only + 1)
+        return rows.split(self.region.rows(sample).minimum(rows.merged()))
+
+    def _keep(self, front: Front, value: Tensor) -> None:
+        """Best bounds of each element."""
+        low, high, which = value[:, 0], -value[:, 1], front.which
+        self.low = self.low.index_put((which,), torch.fmax(self.low[which], low))
+        self.high = self.high.index_put((which,), torch.fmin(self.high[which], high))
+
+
+def _merged(rows: Rows) -> Tensor:
+    return rows.A if isinstance(rows, Window) else rows.merged()
+
+
+def _gathered(rows: Rows, lines: Lines) -> Lines:
+    """Lines of an activation for each row, ``(r or 1, 1, *shape)``."""
+    given = [t for t in lines if t is not None]
+    if isinstance(rows, Window):
+        found = iter(rows.gather_all(*(t.squeeze(1) for t in given)))
+        return Lines(*(None if t is None else next(found).unsqueeze(1) for t in lines))  # type: ignore[arg-type]
+    return Lines(*(None if t is None else rows.gather(t) for t in lines))  # type: ignore[arg-type]
+
+
+def _dense(window: Window, shape: tuple[int, ...]) -> Dense:
+    """The same coefficients over the whole node."""
+    return Dense(window.spread(shape), window.sample, None)
+
+
+def _sum(a: Rows, b: Rows, shape: tuple[int, ...]) -> Rows:
+    if isinstance(a, Window) and isinstance(b, Window):
+        joined = a.joined(b)
+        if joined is not None:
+            return joined
+    a, b = (_dense(p, shape) if isinstance(p, Window) else p for p in (a, b))
+    return Dense(a.A + b.A, a.sample, a.only if a.only is not None else b.only)
