@@ -6,8 +6,9 @@ For any slope ``k``, ``f(z) - k z`` attains its least value over ``[l, u]`` at a
 convex piece, where ``f'(z) = k``, which bisection finds since ``f'`` increases there. A
 tangent at the point found lies below the piece whatever the bisection's error, so lines are sound
 for every slope; only the choice of the slope is heuristic. The area under the lower line is
-largest for the line that supports the convex envelope at the centre of the interval, whose slope
-is found from samples.
+largest for the line that supports the convex envelope at the centre of the interval. Within one
+convex piece that is the tangent there, and the best upper line is the chord; only for intervals
+across an inflection the slope is found from samples.
 """
 
 from __future__ import annotations
@@ -60,8 +61,64 @@ class Curve(Activation):
         """The default slopes."""
         return torch.full_like(box.lower, 0.5).expand(2, *box.lower.shape).contiguous()
 
+    def magnitude(self, *boxes: Box) -> Tensor:
+        """Values, slopes (of chords or tangents) times inputs, and intercepts."""
+        box = boxes[0]
+        points = [box.lower, box.upper]
+        points += [box.lower.clamp(min=p).minimum(box.upper) for p in self.inflections]
+        steepest = torch.stack([self.derivative(z).abs() for z in points]).amax(0)
+        z = box.magnitude()
+        return 3 * self.interval(box).magnitude() + (1 + 4 * steepest) * z
+
     def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
         """Supporting lines of the convex and the concave envelope."""
+        lines, bent = self._simple(lower, upper, parameters)
+        places = bent.flatten().nonzero().squeeze(1)
+        if not len(places):
+            return lines
+        shape = (*lower.shape[:1], *lower.shape[2:])
+        low, high = (_columns(t)[:, places] for t in (lower, upper))
+        share = None
+        if parameters is not None:
+            share = torch.stack([_columns(t.expand(-1, -1, *shape[1:])) for t in parameters])
+            share = share[:, :, places]
+        found = self._bent(low, high, share)
+        return Lines(*(_put(t, places, f, shape) for t, f in zip(lines, found, strict=True)))  # type: ignore[arg-type]
+
+    def _simple(
+        self, lower: Tensor, upper: Tensor, parameters: Tensor | None
+    ) -> tuple[Lines, Tensor]:
+        """Tangents and chords, right within one piece of the curve, and where that fails."""
+        chord = (self.run(upper) - self.run(lower)) / (upper - lower)
+        chord = torch.where(upper - lower < 1e-9, self.derivative(lower), chord)
+        convex, bent = self._pieces(lower, upper)
+        share = [None, None] if parameters is None else list(parameters)
+        ends = lower, upper
+        points = [_blend((lower + upper) / 2, *ends, s) for s in share]
+        tangents = [self.derivative(z) for z in points]
+        touching = [self.run(z) - k * z for z, k in zip(points, tangents, strict=True)]
+        at_ends = [self.run(z) - chord * z for z in ends]
+        low = torch.where(convex, touching[0], torch.minimum(*at_ends))
+        high = torch.where(convex, torch.maximum(*at_ends), touching[1])
+        low_slope = torch.where(convex, tangents[0], chord)
+        high_slope = torch.where(convex, chord, tangents[1])
+        reach = torch.maximum(lower.abs(), upper.abs())
+        slack = 8 * torch.finfo(lower.dtype).eps
+        low = low - slack * (low.abs() + low_slope.abs() * reach)
+        high = high + slack * (high.abs() + high_slope.abs() * reach)
+        return Lines(low_slope, low, high_slope, high), bent
+
+    def _pieces(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the interval lies within a convex piece, and where across an inflection."""
+        after = torch.zeros_like(lower)
+        bent = torch.zeros_like(lower, dtype=torch.bool)
+        for point in self.inflections:
+            after = after + (lower >= point)
+            bent = bent | ((lower < point) & (upper > point))
+        return (after % 2 == 0) == self.is_convex_first, bent
+
+    def _bent(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
+        """The same for any interval, by samples and bisection."""
         with torch.no_grad():
             low_slope, high_slope = self._slopes(lower.detach(), upper.detach())
         if parameters is not None:
@@ -134,7 +191,21 @@ class Curve(Activation):
         return torch.where(empty, torch.inf, least)
 
 
-def _blend(default: Tensor, at_lower: Tensor, at_upper: Tensor, share: Tensor) -> Tensor:
+def _blend(default: Tensor, at_lower: Tensor, at_upper: Tensor, share: Tensor | None) -> Tensor:
     """``default`` at 0.5, ``at_lower`` at 0, ``at_upper`` at 1, linear between."""
+    if share is None:
+        return default
     down, up = (1 - 2 * share).clamp(min=0), (2 * share - 1).clamp(min=0)
     return default * (1 - down - up) + at_lower * down + at_upper * up
+
+
+def _columns(t: Tensor) -> Tensor:
+    """``(n, k, *shape) -> (k, n * size)``."""
+    return t.transpose(0, 1).flatten(1)
+
+
+def _put(t: Tensor, places: Tensor, values: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """``t (n, k or 1, *shape)`` with ``values (k, m)`` at flat places of every row."""
+    k = max(t.shape[1], len(values))
+    columns = _columns(t.expand(-1, k, *shape[1:])).index_copy(1, places, values.expand(k, -1))
+    return columns.reshape(k, *shape).transpose(0, 1)

@@ -65,11 +65,13 @@ def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: 
             low, high = node.op.wobble(boxes, box, magnitude)
             unit = 2 * gamma(graph, box.lower.dtype)
             box = Box(box.lower - unit * low, box.upper + unit * high)
-    # Overflow leaves no number; nothing is known then, and nothing may be concluded.
-    return Box(
-        box.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf),
-        box.upper.nan_to_num(torch.inf, torch.inf, -torch.inf),
-    )
+        # Overflow leaves no number; nothing is known then, and nothing may be concluded. Without
+        # regard to rounding nothing is proven anyway, and training need not pay for the look.
+        box = Box(
+            box.lower.nan_to_num(-torch.inf, torch.inf, -torch.inf),
+            box.upper.nan_to_num(torch.inf, torch.inf, -torch.inf),
+        )
+    return box
 
 
 def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
