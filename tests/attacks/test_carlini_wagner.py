@@ -132,8 +132,8 @@ def test_confidence_asks_for_a_margin():
     assert (margins >= 2.0).all()
     assert torch.isfinite(near).all()
     # the last c that succeeded bounds the search from above
-    assert torch.isfinite(state.c_upper).all()
-    assert (state.c_lower <= state.c_upper).all()
+    assert torch.isfinite(state.weight.upper).all()
+    assert (state.weight.lower <= state.weight.upper).all()
 
 
 def test_rows_are_their_own():

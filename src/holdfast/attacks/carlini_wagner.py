@@ -19,6 +19,7 @@ from torch import Tensor
 
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks._options import require_at_least
+from holdfast.attacks._weight_search import WeightSearch
 from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Query
 from holdfast.perturbations.l2 import L2Ball
 from holdfast.rows import like, where
@@ -32,12 +33,11 @@ ADAM_EPS = 1e-8
 CHECKS = 10  # times per search that progress is looked at
 PROGRESS = 1e-4  # relative, of the loss since the last check; less ends the search
 REACH = 10.0  # sum of the steps of one search, in units of w
-GROWTH = 10.0  # of c while no search has succeeded
 
 
 @dataclass(frozen=True, slots=True)
 class CarliniWagnerState:
-    """Row by row: Adam's iterate and moments, and the bisection for the weight ``c``."""
+    """Row by row: Adam's iterate and moments, and the search for the weight ``c``."""
 
     allowed: L2Ball
     y: Tensor
@@ -47,11 +47,7 @@ class CarliniWagnerState:
     square: Tensor
     step: Tensor
     last_loss: Tensor
-    has_won: Tensor
-    c: Tensor
-    c_lower: Tensor
-    c_upper: Tensor
-    search: Tensor
+    weight: WeightSearch
     finished: Tensor
 
 
@@ -118,11 +114,7 @@ class CarliniWagner(Attack):
             square=torch.zeros_like(problem.x),
             step=zero,
             last_loss=torch.full_like(c, torch.inf),
-            has_won=zero > 0,
-            c=c,
-            c_lower=torch.zeros_like(c),
-            c_upper=torch.full_like(c, torch.inf),
-            search=zero.clone(),
+            weight=WeightSearch.starting(c),
             finished=zero > 0,
         )
 
@@ -132,7 +124,7 @@ class CarliniWagner(Attack):
 
     def tell(self, state: CarliniWagnerState, answer: Answer) -> CarliniWagnerState:
         """One Adam step; rows whose search is over begin the next one."""
-        margin = answer.losses.to(state.c.dtype)
+        margin = answer.losses.to(state.last_loss.dtype)
         loss, gradient = self._loss(state, margin, answer.gradients)
         state = self._descend(state, gradient)
         won = (margin > 0) & (margin >= self.confidence)
@@ -141,7 +133,7 @@ class CarliniWagner(Attack):
         is_over = (is_check & has_stalled) | (state.step >= self.steps)
         state = replace(
             state,
-            has_won=state.has_won | won,
+            weight=state.weight.noted(won),
             last_loss=torch.where(is_check, loss, state.last_loss),
         )
         return where(is_over, self._next_search(state), state) if bool(is_over.any()) else state
@@ -154,8 +146,9 @@ class CarliniWagner(Attack):
         width = 2 * half.max()
         t = state.w.tanh()
         change = (_point(state) - state.allowed.x) / width
-        loss = change.square().flatten(1).sum(1) - state.c * margin.clamp_max(self.confidence)
-        pull = torch.where(margin < self.confidence, state.c, 0.0)
+        c = state.weight.c
+        loss = change.square().flatten(1).sum(1) - c * margin.clamp_max(self.confidence)
+        pull = torch.where(margin < self.confidence, c, 0.0)
         slope = 2 * change / width - like(pull, change) * gradient
         return loss, slope * half * (1 - t.square())
 
@@ -171,12 +164,8 @@ class CarliniWagner(Attack):
         return replace(state, w=w, mean=mean, square=square, step=step)
 
     def _next_search(self, state: CarliniWagnerState) -> CarliniWagnerState:
-        """Start again at x with a smaller c after a success, else with a larger one."""
-        won = state.has_won
-        upper = torch.where(won, state.c, state.c_upper)
-        lower = torch.where(won, state.c_lower, state.c)
-        c = torch.where(upper.isfinite(), (lower + upper) / 2, state.c * GROWTH)
-        search = state.search + 1
+        """Start again at x with the next c."""
+        weight = state.weight.next()
         return replace(
             state,
             w=_start(state.allowed),
@@ -184,12 +173,8 @@ class CarliniWagner(Attack):
             square=torch.zeros_like(state.square),
             step=torch.zeros_like(state.step),
             last_loss=torch.full_like(state.last_loss, torch.inf),
-            has_won=torch.zeros_like(won),
-            c=c,
-            c_lower=lower,
-            c_upper=upper,
-            search=search,
-            finished=search >= self.searches,
+            weight=weight,
+            finished=weight.number >= self.searches,
         )
 
 

@@ -20,16 +20,15 @@ from holdfast.attacks._classes import goal_of
 from holdfast.attacks._domain import clipped, width_of
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks._options import require_at_least
+from holdfast.attacks._weight_search import WeightSearch
 from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Query
 from holdfast.rows import like, where
 from holdfast.threat import Access, AllowedSet
 
-GROWTH = 10.0  # of c while no search has succeeded
-
 
 @dataclass(frozen=True, slots=True)
 class EADState:
-    """FISTA's two points of every row, and the bisection for the weight ``c``."""
+    """FISTA's two points of every row, and the search for the weight ``c``."""
 
     allowed: AllowedSet
     y: Tensor
@@ -37,11 +36,7 @@ class EADState:
     x: Tensor
     ahead: Tensor
     step: Tensor
-    has_won: Tensor
-    c: Tensor
-    c_lower: Tensor
-    c_upper: Tensor
-    search: Tensor
+    weight: WeightSearch
     finished: Tensor
 
 
@@ -102,11 +97,7 @@ class EAD(Attack):
             x=problem.x.clone(),
             ahead=problem.x.clone(),
             step=zero,
-            has_won=zero > 0,
-            c=c,
-            c_lower=torch.zeros_like(c),
-            c_upper=torch.full_like(c, torch.inf),
-            search=zero.clone(),
+            weight=WeightSearch.starting(c),
             finished=zero > 0,
         )
 
@@ -121,14 +112,14 @@ class EAD(Attack):
         x, ahead = self._step(state, answer)
         stays = ((x == state.x) & (ahead == state.ahead)).flatten(1).all(1)
         step = state.step + 1
-        state = replace(state, x=x, ahead=ahead, step=step, has_won=state.has_won | won)
+        state = replace(state, x=x, ahead=ahead, step=step, weight=state.weight.noted(won))
         is_over = stays | (step >= self.steps)
         return where(is_over, self._next_search(state), state) if bool(is_over.any()) else state
 
     def _step(self, state: EADState, answer: Answer) -> tuple[Tensor, Tensor]:
         """The shrunk point, and the one extrapolated from it."""
         x0, width = state.allowed.x, width_of(state.allowed).to(state.x.dtype)
-        pull = torch.where(answer.losses < self.confidence, state.c, 0.0).to(state.x.dtype)
+        pull = torch.where(answer.losses < self.confidence, state.weight.c, 0.0).to(state.x.dtype)
         change = (state.ahead - x0) / width
         slope = 2 * change - like(pull, change) * width * answer.gradients
         left = 1 - state.step.to(change.dtype) / self.steps
@@ -139,20 +130,13 @@ class EAD(Attack):
         return x, clipped(x + like(momentum, x) * (x - state.x), state.allowed)
 
     def _next_search(self, state: EADState) -> EADState:
-        """Start again at x with a smaller c after a success, else with a larger one."""
-        won = state.has_won
-        upper = torch.where(won, state.c, state.c_upper)
-        lower = torch.where(won, state.c_lower, state.c)
-        search = state.search + 1
+        """Start again at x with the next c."""
+        weight = state.weight.next()
         return replace(
             state,
             x=state.allowed.x,
             ahead=state.allowed.x,
             step=torch.zeros_like(state.step),
-            has_won=torch.zeros_like(won),
-            c=torch.where(upper.isfinite(), (lower + upper) / 2, state.c * GROWTH),
-            c_lower=lower,
-            c_upper=upper,
-            search=search,
-            finished=search >= self.searches,
+            weight=weight,
+            finished=weight.number >= self.searches,
         )
