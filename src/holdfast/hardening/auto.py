@@ -27,7 +27,7 @@ from holdfast.hardening.network import has_batch_norm, n_parameters
 from holdfast.hardening.samples import Samples
 from holdfast.hardening.settings import Settings
 from holdfast.hardening.trainer import Setup, Trainer, checkpointed_random
-from holdfast.hardening.validation import passes_per_sample
+from holdfast.hardening.validation import passes_per_sample, trains_bounds, watch_passes
 from holdfast.model import Model
 from holdfast.threat import Threat
 
@@ -35,11 +35,14 @@ from holdfast.threat import Threat
 # MNIST and digits, and in line with Wong et al. (2020) and Croce and Hein (2022).
 _STEPS_FOR_EPOCHS = ((10, 12.0), (7, 8.0), (5, 5.0), (3, 3.0), (2, 1.5))
 _LARGE_EPOCHS = 40.0  # of PGD-10: from here on weight perturbation pays
+_FEW_UPDATES = 1500  # of PGD training with two steps: below, batches are halved
+_MOST_OF_DOUBLE = 0.7  # time of half a batch over that of the whole, above which it does not pay
 _SCRATCH_FACTOR = 1.5
 _VALIDATION_TIME = 0.08  # of the training
 _CHECK_TIME = 0.03
-_WATCH_PASSES = 256 * 30
+_CLOSE_CHECK_TIME = 0.06  # of recipes that may collapse
 _ROBUST_START = 0.3  # robust over clean accuracy from which the radius needs no ramp
+_CERTIFIED_RAMP = 0.6  # bounds follow the radius slowly
 _MEASURE_SHARE, _MOST_MEASURE_S = 0.04, 20.0
 
 
@@ -137,6 +140,7 @@ def choose(asked: Asked, setup: Setup) -> Choice:
     first = int(asked.fixed.get("batch_size") or _batch_size(samples.n_train, model.device))
     seconds = asked.seconds or 60.0
     costs = measure(setup, first, min(_MOST_MEASURE_S, _MEASURE_SHARE * seconds))
+    costs = _smaller(asked, costs, setup)
     epochs = {k: _epochs(asked, costs, samples.n_train, k) for k in (1, 2, 3, 5, 7, 10)}
     _check_affordable(asked, costs, epochs[1], samples.n_train)
     recipe, reasons = _recipe(asked, epochs, setup.threats)
@@ -144,6 +148,21 @@ def choose(asked: Asked, setup: Setup) -> Choice:
     settings, more = _settings(asked, setup, costs, recipe)
     said = f"an update of {costs.batch_size} samples takes {costs.update_s(steps):.2g} s here"
     return Choice(recipe, settings, (*reasons, f"Measured: {said}.", *more))
+
+
+def _smaller(asked: Asked, costs: Costs, setup: Setup) -> Costs:
+    """Costs of a smaller batch, where the budget buys few updates: more of them learn more."""
+    least, n_train = _sizes(setup.model.device)[0] // 2, setup.samples.n_train
+    while "batch_size" not in asked.fixed and costs.batch_size > least:
+        updates = _epochs(asked, costs, n_train, 2) * n_train / costs.batch_size
+        if updates >= _FEW_UPDATES:
+            return costs
+        share = _MEASURE_SHARE * (asked.seconds or 60.0) / 2
+        less = measure(setup, costs.batch_size // 2, min(_MOST_MEASURE_S, share))
+        if less.update_s(2) > _MOST_OF_DOUBLE * costs.update_s(2):
+            return costs
+        costs = less
+    return costs
 
 
 def _epochs(asked: Asked, costs: Costs, n_train: int, steps: int) -> float:
@@ -222,7 +241,7 @@ def _settings(
         "seconds": asked.seconds,
         "batch_size": costs.batch_size,
         **optimiser,
-        "ramp_share": _ramp(asked),
+        "ramp_share": _ramp(asked, recipe),
         "average": "ema",
         "ema_decay": 1 - 1 / min(1000, max(20, total // 50)),
         "augment": _augment(samples.store.shape),
@@ -240,9 +259,13 @@ def _settings(
 
 def _batch_size(n: int, device: torch.device) -> int:
     """Many updates where data is scarce; full kernels where it is not."""
-    sizes = (64, 128) if device.type == "cpu" else (128, 256, 512)
+    sizes = _sizes(device)
     fits = [size for size in sizes if n / size >= 150]
     return fits[-1] if fits else min(sizes[0], max(8, n // 8))
+
+
+def _sizes(device: torch.device) -> tuple[int, ...]:
+    return (64, 128) if device.type == "cpu" else (128, 256, 512)
 
 
 def _rounds(
@@ -257,9 +280,12 @@ def _rounds(
     per_epoch = samples.order(costs.batch_size, 0).n_batches
     apart = n * passes / (_VALIDATION_TIME * update)
     per_round = max(1, min(max(per_epoch, round(apart)), max(1, total // 3)))
-    often = max(per_epoch // 2, 1) if is_single_step(recipe) else per_round
-    watched = min(256, n) / 256 * _WATCH_PASSES
-    per_check = max(often, round(watched / (_CHECK_TIME * update)), 1)
+    if is_single_step(recipe):  # at least twice per epoch: a collapse takes less than one
+        apart = watch_passes(n, is_glance=True) / (_CLOSE_CHECK_TIME * update)
+        per_check = min(max(per_epoch // 2, 1), math.ceil(apart))
+    else:
+        apart = watch_passes(n, is_glance=True) / (_CHECK_TIME * update)
+        per_check = max(per_round, math.ceil(apart), 1)
     return n, per_round, min(per_check, per_round)
 
 
@@ -278,11 +304,14 @@ def _optimiser(
         return values | {"schedule": "cyclic"}, f"SGD at {rate:g}, for a batch-norm network, {how}."
     rate = 3e-3 if n_parameters(module) < 1_000_000 else 1e-3
     rate = rate if from_scratch else rate / 1.5
+    rate = round(rate * min(1.0, math.sqrt(batch_size / 64)), 5)
     values = {"optimiser": "adam", "learning_rate": rate, "weight_decay": 0.0}
     return values | {"schedule": "cyclic"}, f"Adam at {rate:g}, for a plain network, {how}."
 
 
-def _ramp(asked: Asked) -> float:
+def _ramp(asked: Asked, recipe: Recipe) -> float:
+    if trains_bounds(recipe):
+        return _CERTIFIED_RAMP
     if asked.from_scratch:
         return 0.5
     return 0.0 if asked.start > _ROBUST_START else 0.3

@@ -13,7 +13,7 @@ import torch
 
 from holdfast.events import Event, Found
 from holdfast.hardening import alarms, checkpoint
-from holdfast.hardening.alarms import Alarm
+from holdfast.hardening.alarms import Alarm, is_single_step
 from holdfast.hardening.clock import Clock
 from holdfast.hardening.events import RolledBack, Training, Validated
 from holdfast.hardening.logs import Log
@@ -186,24 +186,26 @@ class Loop:
     # ------------------------------------------------------------------ alarms
 
     def _check(self) -> Iterator[Event]:
-        alarm = self._alarm()
+        """Between validations: weights that pass are good to go back to."""
+        alarm = self._alarm(is_glance=True)
         if alarm is not None:
             yield from self._act(alarm)
+        elif self._watched is not None and is_single_step(self.trainer.recipe):
+            self._keep_good(self._watched)
 
-    def _alarm(self) -> Alarm | None:
+    def _alarm(self, *, is_glance: bool = False) -> Alarm | None:
         """The first alarm that a look at a held-out batch gives."""
         loss = float(self._loss)
         if not self._agreed(math.isfinite(loss) and is_finite(self.trainer.network)):
             return alarms.not_finite(loss)
         with checkpointed_random(self.setup.model.device):
-            now = self._watched = self._agreed(watch(self.trainer.step, self.setup.samples))
+            found = watch(self.trainer.step, self.setup.samples, is_glance=is_glance)
+        now = self._watched = self._agreed(found)
         self.log.write("watch", self.trainer.state.index, now)
         if now.clean < self.chance + 0.1:
             return None  # nothing is learned yet: the other alarms mean nothing
         return (
-            alarms.collapse(
-                now, self.trainer.state.good, alarms.is_single_step(self.trainer.recipe)
-            )
+            alarms.collapse(now, self.trainer.state.good, is_single_step(self.trainer.recipe))
             or alarms.label_leaking(now, self.chance)
             or alarms.masked_gradients(now)
         )

@@ -22,7 +22,8 @@ from holdfast.hardening.step import Lent
 from holdfast.threat import Threat
 
 _APGD_NORMS = APGD.card.norms
-_WATCHED = 256  # samples of the cheap checks
+_WATCHED, _WATCH_STEPS = 256, 10  # samples of the cheap checks, and steps of their attack
+_GLANCED, _GLANCE_STEPS = 100, 5  # between validations; Wong et al. (2020) look with as many
 _SMALLEST_RAMP = 0.05
 
 
@@ -160,9 +161,22 @@ def correct(step: Lent, x: Tensor, y: Tensor) -> Tensor:
     return answers == y
 
 
-def watch(step: Lent, samples: Samples, pgd_steps: int = 10) -> Watch:
-    """The cheap checks under the first threat, at the radius that the training has reached."""
-    ids, x, y = next(iter(samples.validation(_WATCHED)))
+def watch_passes(n_validation: int, *, is_glance: bool = False) -> int:
+    """What a watch costs, forward and backward passes."""
+    n, steps = (_GLANCED, _GLANCE_STEPS) if is_glance else (_WATCHED, _WATCH_STEPS)
+    return min(n, n_validation) * (2 * steps + 13)
+
+
+def watch(step: Lent, samples: Samples, *, is_glance: bool = False) -> Watch:
+    """The cheap checks under the first threat, at the radius that the training has reached.
+
+    Args:
+        step: The weights, the threat and random numbers.
+        samples: Whose validation part is used.
+        is_glance: Fewer samples and steps: cheap enough to look several times per epoch.
+    """
+    n, pgd_steps = (_GLANCED, _GLANCE_STEPS) if is_glance else (_WATCHED, _WATCH_STEPS)
+    ids, x, y = next(iter(samples.validation(n)))
     batch = _batch(ids.to(x.device), x, y, torch.arange(len(x), device=x.device))
     ramp = max(step.ramp, _SMALLEST_RAMP)
     same = replace(step, ramp=ramp, index=0, repeat=0)
