@@ -5,7 +5,7 @@ from torch import nn
 
 from holdfast.graphs.operators.relu import ReLU
 from holdfast.graphs.torch_capture import capture
-from holdfast.verifiers import elements, propagation
+from holdfast.verifiers import alpha_crown, elements, propagation
 from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.bounds import bounds, margins
 from holdfast.verifiers.elements import Elements
@@ -219,3 +219,22 @@ def test_early_ends_need_a_proof(monkeypatch):
     keep = Elements._keep
     monkeypatch.setattr(Elements, "_keep", lambda self, f, v: keep(self, f, v + 0.5))
     assert worst() > 1e-3
+
+
+def test_slopes_of_windows_are_as_good_as_those_of_full_rows(monkeypatch):
+    torch.manual_seed(8)
+    graph = capture(Block().eval(), torch.rand(1, 1, 24, 24), fold=False).to(torch.float64)
+    region = threat_region(torch.rand(2, 1, 24, 24, dtype=torch.float64), 0.1, "linf")
+    state = propagate(graph, region)
+    windows = sharpen(graph, region, state, 10)
+    monkeypatch.setattr(alpha_crown, "keeps_rows", lambda *_: False)
+    full = sharpen(graph, region, state, 10)
+    gained = 0.0
+    for node in graph.nodes:
+        if isinstance(node.op, ReLU):
+            a, b, old = (s.boxes[node.inputs[0]] for s in (windows, full, state))
+            open_ = (old.lower < 0) & (old.upper > 0)
+            torch.testing.assert_close(a.lower[open_], b.lower[open_], atol=2e-3, rtol=2e-3)
+            torch.testing.assert_close(a.upper[open_], b.upper[open_], atol=2e-3, rtol=2e-3)
+            gained += float((a.lower - old.lower).sum())
+    assert gained > 0.1

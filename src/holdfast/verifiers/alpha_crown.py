@@ -19,11 +19,9 @@ from torch import Tensor
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Activation, Box
 from holdfast.verifiers.crown import Cuts, State, pull_back
+from holdfast.verifiers.element_slopes import RATE, adam_direction, keeps_rows, sharpened
 from holdfast.verifiers.propagation import padded_index, plan_refinement
 from holdfast.verifiers.regions import Region
-
-# Step size where slopes start from their defaults; twenty steps then cross the whole range.
-RATE = 0.5
 
 
 @final
@@ -121,21 +119,10 @@ def optimise(
         for i, gradient in enumerate(gradients):
             if gradient is not None:
                 size = rate * 0.98**step * (1.0 if names[i][0] == "a" else 0.5)
-                move = _adam(gradient, first[i], second[i], step + 1)
+                move = adam_direction(gradient, first[i], second[i], step + 1)
                 limit = 1.0 if names[i][0] == "a" else None
                 x[i] = (x[i].detach() + size * move).clamp(0.0, limit)
     return _named(names, best), best_value
-
-
-def _adam(gradient: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:
-    """Adam's direction (Kingma & Ba, 2015); updates both moments in place.
-
-    Written out since importing ``torch.optim`` costs seconds and holds per-parameter state.
-    """
-    first.mul_(0.9).add_(gradient, alpha=0.1)
-    second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    scale = (second / (1 - 0.999**step)).sqrt_().add_(1e-12)
-    return first / (1 - 0.9**step) / scale
 
 
 def _named(names: list[tuple[str, int]], values: list[Tensor]) -> Choices:
@@ -175,6 +162,10 @@ def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 
         state = replace_boxes(graph, state, boxes)
         box = state.boxes[node.index]
         loose = torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0).flatten(1)
+        if keeps_rows(graph, node):
+            search = (quick, low_precision(state), low_region)
+            boxes[node.index] = sharpened((graph, state, region), search, node, loose, steps)
+            continue
         index = padded_index(loose)
         lower, upper = box.lower.flatten(1), box.upper.flatten(1)
         for part in index.split(rows, 1) if index.shape[1] else ():
@@ -204,7 +195,7 @@ def replace_boxes(graph: Graph, state: State, boxes: list[Box]) -> State:
 
 def low_precision(state: State) -> State:
     """Boxes in float32, for searches whose results are evaluated again."""
-    return State([Box(b.lower.float(), b.upper.float()) for b in state.boxes], [])
+    return State([Box(b.lower.detach().float(), b.upper.detach().float()) for b in state.boxes], [])
 
 
 def _optimised_bound(

@@ -119,6 +119,11 @@ class Elements:
         region: Inputs.
         settled: Whether bounds ``(r,)`` of elements are as good as any, or None for never.
         rounding: Subtract the bound of rounding errors.
+
+    Attributes:
+        choices: Free choices of relaxations by node, ``(q, r, 2, *window)`` for all rows of one
+            call of ``least``; defaults are filled in where a node has none. None for lines shared
+            by all rows.
     """
 
     def __init__(
@@ -135,17 +140,27 @@ class Elements:
         self.unit = 2 * gamma(graph, state.boxes[start].lower.dtype)
         self.widest = max(n.size for n in graph.nodes[: start + 1])
         self.fruitless: set[int] = set()
+        self.choices: dict[int, Tensor] | None = None
 
     def bounds(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds ``(r,)`` of the elements at ``pairs (r, 2)`` of sample and flat position."""
         box = self.state.boxes[self.start]
         at = (pairs[:, 0], pairs[:, 1])
         self.low, self.high = box.lower.flatten(1)[at], box.upper.flatten(1)[at]
-        for part in torch.arange(len(pairs), device=pairs.device).split(self._step()):
+        for part in torch.arange(len(pairs), device=pairs.device).split(self.step()):
             self._run(self._begin(pairs[part], part))
         return self.low, self.high
 
-    def _step(self) -> int:
+    def least(self, pairs: Tensor) -> Tensor:
+        """Lower bounds of ``z`` and of ``-z`` of every element, ``(r, 2)``, by ``choices``."""
+        front = self._begin(pairs, torch.arange(len(pairs), device=pairs.device))
+        while True:
+            found = self._advance(front)
+            if found is not None:
+                return found
+
+    def step(self) -> int:
+        """Rows handled at once."""
         return max(1, CHUNK // self.widest)
 
     def _begin(self, pairs: Tensor, which: Tensor) -> Front:
@@ -175,24 +190,31 @@ class Elements:
         """Pull the rows back to the input and keep the best bounds on the way."""
         while True:
             index = max(front.pending)
-            node = self.graph.nodes[index]
-            if self._may_settle(front, node):
+            if self._may_settle(front, self.graph.nodes[index]):
                 front = self._sorted_out(front, index)
                 if not len(front.which):
                     return
-            if front.mirrored and (index == 0 or not node.op.is_affine):
-                front.double()
             if isinstance(front.pending[index], Dense) and self._is_divisible(front):
                 for part in self._parts(front):
                     self._run(part)
                 return
-            rows = front.pending.pop(index)
-            self._charge(front, index, rows)
-            if index == 0:
-                value = self._over_region(rows) + front.constant - front.error
+            value = self._advance(front)
+            if value is not None:
                 self._keep(front, value)
                 return
-            self._pull(front, node, rows)
+
+    def _advance(self, front: Front) -> Tensor | None:
+        """One node further back; the bounds ``(r, 2)`` once the input is reached."""
+        index = max(front.pending)
+        node = self.graph.nodes[index]
+        if front.mirrored and (index == 0 or not node.op.is_affine):
+            front.double()
+        rows = front.pending.pop(index)
+        self._charge(front, index, rows)
+        if index == 0:
+            return self._over_region(rows) + front.constant - front.error
+        self._pull(front, node, rows)
+        return None
 
     def _charge(self, front: Front, index: int, rows: Rows) -> None:
         """Rounding errors of the node's own sums."""
@@ -220,8 +242,7 @@ class Elements:
         """Coefficients for every input of ``node`` and the constant."""
         boxes = [self.state.boxes[i] for i in node.inputs]
         if isinstance(node.op, Activation):
-            lines = self.state.relaxed(node, node.op)
-            pulled = pull_lines(_merged(rows), _gathered(rows, lines))
+            pulled = pull_lines(_merged(rows), self._lines(node, node.op, rows))
         elif isinstance(rows, Window):
             found = node.op.pull_window(rows, boxes)
             if found is not None:
@@ -237,6 +258,18 @@ class Elements:
             return parts, None if constant is None else rows.split(constant)
         return [rows._replace(A=pulled.coefficients[0])], constant
 
+    def _lines(self, node: Node, op: Activation, rows: Rows) -> Lines:
+        """Relaxations of each row, ``(r or 1, 1 or k, *shape)``."""
+        if self.choices is None or not op.n_parameters:
+            return _gathered(rows, self.state.relaxed(node, op))
+        full = self.state.boxes[node.inputs[0]]
+        ends = rows.gather_all(*full) if isinstance(rows, Window) else map(rows.gather, full)
+        box = Box(*ends)
+        if node.index not in self.choices:
+            first = op.start(box).unsqueeze(2)
+            self.choices[node.index] = first.expand(-1, -1, 2, *first.shape[3:]).contiguous()
+        return op.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), self.choices[node.index])
+
     def _spread(self, front: Front) -> None:
         """Windows over more than half of a map become full rows."""
         for i, rows in front.pending.items():
@@ -247,7 +280,7 @@ class Elements:
     def _is_divisible(self, front: Front) -> bool:
         if any(p.only is not None for p in front.pending.values() if isinstance(p, Dense)):
             return False
-        return len(front.which) > self._step() or self._own(front)
+        return len(front.which) > self.step() or self._own(front)
 
     def _own(self, front: Front) -> bool:
         samples = int(front.sample[-1] - front.sample[0]) + 1
@@ -257,11 +290,11 @@ class Elements:
         """Rows of single samples, or of a few where each has few, in chunks."""
         index = torch.arange(len(front.which), device=front.which.device)
         if not self._own(front):
-            yield from (front.rows(part) for part in index.split(self._step()))
+            yield from (front.rows(part) for part in index.split(self.step()))
             return
         counts = torch.unique_consecutive(front.sample, return_counts=True)[1].tolist()
         for own in index.split(counts):
-            for part in own.split(self._step()):
+            for part in own.split(self.step()):
                 found = front.rows(part)
                 only = int(found.sample[0])
                 found.pending = {

@@ -120,7 +120,8 @@ class Conv(Affine):
     def _spread(self, A: Tensor) -> Tensor:
         """Transposed convolution without padding: ``(b, out, *window)`` to larger windows."""
         rank = len(self.stride)
-        if rank != 2 or self.groups != 1:
+        wide = A.dtype == torch.float32 and A.shape[2:].numel() > 1 and set(self.stride) == {1}
+        if rank != 2 or self.groups != 1 or wide:
             zeros = (0,) * rank
             args = (self.stride, zeros, zeros, self.groups, self.dilation)
             return _BACKWARD[rank](A, self.weight, None, *args)
