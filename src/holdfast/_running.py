@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from holdfast.attacks.base import Answer, Objective, Query
+
+Precision = Literal["float32", "tf32", "bf16"]
+ROUNDING: dict[str, float] = {"float32": 0.0, "tf32": 2**-11, "bf16": 2**-8}
+"""Of one operation in the search, relative; float32 needs no allowance, its answers are final."""
 
 
 @dataclass(slots=True)
@@ -60,11 +66,30 @@ class Tuning:
         threads: Threads of torch; None: as many as it has.
         is_channels_last: Images go in with their channels beside each other in memory.
         rows: Rows of a call at most; None: by the size of an input.
+        precision: Of the search; verdicts are always given in float32.
     """
 
     threads: int | None = None
     is_channels_last: bool = False
     rows: int | None = None
+    precision: Precision = "float32"
+
+
+@contextmanager
+def tf32(is_on: bool) -> Iterator[None]:
+    """Matrix products and convolutions of CUDA round their factors to TF32 inside."""
+    if not is_on:
+        yield
+        return
+    matmul = torch.get_float32_matmul_precision()
+    convolution = torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
 
 
 def cut(query: Query, start: int, stop: int) -> Query:

@@ -33,6 +33,7 @@ def audit(
     target: str | int | None = None,
     access: Access | str | None = None,
     quantise: str | None = None,
+    precision: str = "float32",
     verify: str = "auto",
     trust: str | None = None,
     curve_steps: int = 6,
@@ -63,6 +64,8 @@ def audit(
         trust: ``"act"``: look whether the attacks were misled, and add attacks that are not;
             ``"look"``: look only; ``"off"``: neither. None: ``"act"``, but for published protocols
             (``autoattack``), which stay as they are, ``"look"``.
+        precision: Of the search: ``"bf16"``, or ``"tf32"`` on NVIDIA's GPUs, are faster where the
+            processor has units for them; every verdict is given in float32.
         verify: ``"fast"``, ``"standard"`` or ``"thorough"``: prove what holds, beside the attacks,
             so that the report closes in from both sides; ``"auto"``: prove survivors while that
             costs little, in silence where it cannot; ``"off"``: attacks alone.
@@ -99,6 +102,7 @@ def audit(
         seed=seed,
         budget=Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
         quantise=quantise,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
         verify=verify,  # type: ignore[arg-type]
         trust=trust,  # type: ignore[arg-type]
         curve_steps=curve_steps,

@@ -7,16 +7,14 @@ as it was.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast._guard import guarded
 from holdfast._heads import HEADS, Head, as_logits, recognised, unwrapped
@@ -31,7 +29,9 @@ from holdfast._running import (
     loss_of,
     mean_of,
     split,
+    tf32,
 )
+from holdfast._wrapping import described, modules_of, normalisation
 from holdfast.attacks.base import Answer, Query
 from holdfast.errors import HoldfastError, ModelCrash, ModelError
 from holdfast.threat import Access, Domain
@@ -83,9 +83,9 @@ class Model:
                 "inputs to logits. (A state dict holds weights only: load it into its module.)"
             )
         self.f = f
-        self.modules = tuple(_modules_of(f))
+        self.modules = tuple(modules_of(f))
         self.domain = domain if isinstance(domain, Domain) else Domain(*domain)
-        self.mean, self.std = _normalisation(mean, std)
+        self.mean, self.std = normalisation(mean, std)
         weights = [p for module in self.modules for p in module.parameters()]
         weights += [b for module in self.modules for b in module.buffers()]
         home = weights[0].device if weights else torch.device("cpu")
@@ -100,13 +100,14 @@ class Model:
         self.batch_size = batch_size
         self.block = RowBlock()
         self.tuning = Tuning()
+        self._is_halved = False
         self.draws = 1
         self.takes_arrays = False
         self.has_gradients = True
         self.max_rows: int | None = None
         self.passes = Passes()
         self.checked: dict[tuple[int, ...], tuple[Any, ...]] = {}
-        self.description = description or _describe(f)
+        self.description = description or described(f)
 
     @classmethod
     def wrap(cls, f: Model | Callable[..., Any], **options: Any) -> Model:
@@ -161,6 +162,18 @@ class Model:
             rows = [self._scores(row.to(self.device)) for row in x.split(1)]
         self.passes.forward += len(x)
         return torch.cat(rows)
+
+    def search(self, queries: Sequence[Query]) -> list[Answer]:
+        """As :meth:`answer`, in the precision of the search: what fools here must be judged."""
+        precision = self.tuning.precision
+        if precision == "float32":
+            return self.answer(queries)
+        self._is_halved = precision == "bf16"
+        try:
+            with tf32(precision == "tf32"):
+                return self.answer(queries)
+        finally:
+            self._is_halved = False
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Run all queries, those with equally many losses together.
@@ -264,14 +277,21 @@ class Model:
             x = (x - self.mean.to(x).reshape(shape)) / self.std.to(x).reshape(shape)
         if self.tuning.is_channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
-        out = self.f(x.detach().cpu().numpy() if self.takes_arrays else x)
-        out = unwrapped(out)
+        out = unwrapped(self._output(x))
         if len(out) != len(x):
             raise ModelError(
                 f"The model gave {tuple(out.shape)} for {len(x)} inputs: its first dimension must "
                 "be the number of inputs."
             )
         return out.to(self.device)
+
+    def _output(self, x: Tensor) -> Any:
+        if self.takes_arrays:
+            return self.f(x.detach().cpu().numpy())
+        if not self._is_halved:
+            return self.f(x)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            return self.f(x)
 
     def _check_channels(self, x: Tensor) -> None:
         channels = x.shape[1] if x.ndim > 1 else 1
@@ -370,40 +390,3 @@ class Model:
         self.access = access
         if access is Access.LABELS and self.head.kind != "labels":
             self.head = replace(self.head, kind=f"{self.head.kind}, labels only")
-
-
-def _normalisation(mean: Any, std: Any) -> tuple[Tensor | None, Tensor | None]:
-    if mean is None and std is None:
-        return None, None
-    mean = torch.as_tensor(0.0 if mean is None else mean, dtype=torch.float32).reshape(-1)
-    std = torch.as_tensor(1.0 if std is None else std, dtype=torch.float32).reshape(-1)
-    if not bool((std > 0).all()) or not bool(torch.isfinite(mean).all()):
-        raise ModelError(
-            f"std must be positive and mean finite; got mean {mean.tolist()}, std {std.tolist()}."
-        )
-    return mean, std
-
-
-def _modules_of(f: Any) -> list[nn.Module]:
-    """The modules behind a callable: itself, its owner, what it closes over."""
-    if isinstance(f, nn.Module):
-        return [f]
-    if isinstance(f, partial):
-        inner = [f.func, *f.args, *f.keywords.values()]
-        return [m for value in inner for m in _modules_of(value)]
-    owner = getattr(f, "__self__", None)
-    found = [owner] if isinstance(owner, nn.Module) else []
-    if inspect.isfunction(f):
-        seen = inspect.getclosurevars(f)
-        values = [*seen.nonlocals.values(), *seen.globals.values()]
-        found += [value for value in values if isinstance(value, nn.Module)]
-    elif owner is None and hasattr(f, "__dict__"):
-        found += [value for value in vars(f).values() if isinstance(value, nn.Module)]
-    return found
-
-
-def _describe(f: Any) -> str:
-    if isinstance(f, nn.Module):
-        n = sum(p.numel() for p in f.parameters())
-        return f"{type(f).__name__} with {n:,} parameters"
-    return getattr(f, "__qualname__", type(f).__name__)

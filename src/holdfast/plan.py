@@ -145,6 +145,8 @@ class Plan(BaseModel):
     seed: int = 0
     budget: Budget = Budget()
     quantise: Literal["8bit"] | None = None
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of the search for changes; every verdict is given in float32."""
     verify: Literal["auto", "off", "fast", "standard", "thorough"] = "auto"
     """Proofs beside the attacks: for survivors while they come cheaply; none; by bounds, by
     optimised bounds, by branch and bound."""

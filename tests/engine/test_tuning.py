@@ -124,7 +124,12 @@ def test_a_run_keeps_its_tuning_when_it_goes_on(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "tune", lambda *_: chosen)
     stopped = plan(stages=plan().stages[:1])
     finish(stopped, net, data, tmp_path)
-    assert journal.peek(tmp_path).tuning == {"threads": 1, "is_channels_last": False, "rows": 16}
+    assert journal.peek(tmp_path).tuning == {
+        "threads": 1,
+        "is_channels_last": False,
+        "rows": 16,
+        "precision": "float32",
+    }
     seen = []
     monkeypatch.setattr(tuning, "tune", lambda *_: 1 / 0)
     model = Model(net)

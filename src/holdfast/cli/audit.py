@@ -48,6 +48,7 @@ def audit(
     seed: options.SeedOption = None,
     device: options.DeviceOption = None,
     batch_size: options.BatchOption = None,
+    precision: options.PrecisionOption = None,
     workers: options.WorkersOption = None,
     threads: options.ThreadsOption = None,
     out: options.OutOption = None,
@@ -81,6 +82,7 @@ def audit(
         "seed": seed,
         "device": device,
         "batch_size": batch_size,
+        "precision": precision,
         "workers": workers,
         "threads": threads,
     }

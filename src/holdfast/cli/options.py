@@ -105,6 +105,14 @@ TrustOption = Annotated[
         rich_help_panel=_ATTACKER,
     ),
 ]
+PrecisionOption = Annotated[
+    str | None,
+    typer.Option(
+        help="float32 (the default), bf16 or tf32: of the search; verdicts are given in float32.",
+        metavar="TYPE",
+        rich_help_panel=_RUN,
+    ),
+]
 VerifyOption = Annotated[
     str | None,
     typer.Option(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast._running import ROUNDING
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.jobs import Ended, Job
@@ -109,7 +110,7 @@ class Slots:
         """One pass of the model for every job in flight; the jobs that are over after it."""
         lanes = list(self._lanes.items())
         queries = [lane.ask() for _, lane in lanes]
-        answers = self.model.answer(queries)
+        answers = self.model.search(queries)
         ended: list[Ended] = []
         for (_, lane), query, answer in zip(lanes, queries, answers, strict=True):
             ended += self._advance(lane, query, answer)
@@ -154,11 +155,18 @@ class Slots:
         return lane.attack.card.is_minimal and not self.rules.stop_when_fooled
 
     def _claims(self, tally: Tally, answer: Answer) -> Tensor:
-        """Which rows fool the model by this answer; a refused one only with a larger margin."""
+        """Which rows fool the model by this answer; a refused one only with a larger margin.
+
+        Where the search rounds coarsely, so do those that are within its rounding of it.
+        """
         if not self.rules.stop_when_fooled:
             return torch.zeros_like(tally.y, dtype=torch.bool)
         size = goal_margin(answer.logits, tally.y, tally.goal)
-        return reached(answer.logits, tally.y, tally.goal) & (size > tally.refused_margin)
+        fools = reached(answer.logits, tally.y, tally.goal)
+        if self.model.tuning.precision != "float32":
+            unit = ROUNDING[self.model.tuning.precision]
+            fools = fools | (size > -unit * answer.logits.abs().amax(1))
+        return fools & (size > tally.refused_margin)
 
     def _judged(
         self, tally: Tally, claims: Tensor, query: Query, answer: Answer

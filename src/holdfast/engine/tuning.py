@@ -17,13 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from holdfast._running import Tuning
+from holdfast._running import Precision, Tuning
 from holdfast.attacks._losses import cross_entropy
 from holdfast.attacks.base import Objective, Query
 from holdfast.data import Data
 from holdfast.engine.journal import peek
 from holdfast.engine.scan import inside
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, PlanError
 from holdfast.model import Model
 from holdfast.plan import Plan
 
@@ -62,6 +62,7 @@ def settled(plan: Plan, model: Model, data: Data, directory: Path) -> Iterator[N
     old = model.tuning
     new = _recorded(directory)
     if new is None:
+        _check_precision(plan, model)
         new = _measured(plan, model, data)
     elif plan.threads is not None:
         new = replace(new, threads=plan.threads)
@@ -83,17 +84,32 @@ def _recorded(directory: Path) -> Tuning | None:
     return Tuning(**{key: value for key, value in header.tuning.items() if key in known})
 
 
+def _check_precision(plan: Plan, model: Model) -> None:
+    if plan.precision == "tf32" and model.device.type != "cuda":
+        raise PlanError(
+            f"TF32 is a precision of NVIDIA's GPUs, and the model runs on {model.device}. "
+            "Use --precision bf16 or float32."
+        )
+
+
 def _measured(plan: Plan, model: Model, data: Data) -> Tuning:
     threads = 1 if plan.workers > 1 and plan.threads is None else plan.threads
     x = inside(data.fetch(range(min(_FIRST_ROWS, len(data))))[0], model.domain).to(model.device)
     try:
         model.recognise(x)
     except HoldfastError:
-        return Tuning(threads=threads)  # the checks that follow say what is wrong with the model
-    return tune(model, x, len(data), threads)
+        # the checks that follow say what is wrong with the model
+        return Tuning(threads=threads, precision=plan.precision)
+    return tune(model, x, len(data), threads, plan.precision)
 
 
-def tune(model: Model, x: Tensor, n: int, threads: int | None = None) -> Tuning:
+def tune(
+    model: Model,
+    x: Tensor,
+    n: int,
+    threads: int | None = None,
+    precision: Precision = "float32",
+) -> Tuning:
     """The fastest way to run forward and backward passes of ``model`` on inputs like ``x``.
 
     Args:
@@ -101,15 +117,16 @@ def tune(model: Model, x: Tensor, n: int, threads: int | None = None) -> Tuning:
         x: Some clean inputs ``(m, *shape)`` on its device.
         n: How many samples the run has: short runs are not worth measuring.
         threads: Threads that the user has chosen; None: choose.
+        precision: Of the search.
 
     Returns:
         The choice; torch's threads and ``model.tuning`` are as before.
     """
     old, before = model.tuning, torch.get_num_threads()
     try:
-        return _Search(model, x, n).choose(threads, before)
+        return _Search(model, x, n, precision).choose(threads, before)
     except (HoldfastError, RuntimeError):
-        return Tuning(threads=threads)
+        return Tuning(threads=threads, precision=precision)
     finally:
         model.tuning = old
         torch.set_num_threads(before)
@@ -118,8 +135,9 @@ def tune(model: Model, x: Tensor, n: int, threads: int | None = None) -> Tuning:
 class _Search:
     """Measurements of one model, until the time for them is over."""
 
-    def __init__(self, model: Model, x: Tensor, n: int) -> None:
+    def __init__(self, model: Model, x: Tensor, n: int, precision: Precision) -> None:
         self.model, self.n, self.began = model, n, time.perf_counter()
+        self.precision: Precision = precision
         self.limit = _MOST_SECONDS
         model.tuning = Tuning()
         self.rows = min(model.call_rows(tuple(x.shape[1:])), max(n, 1))
@@ -128,7 +146,7 @@ class _Search:
     def choose(self, threads: int | None, most: int) -> Tuning:
         """Threads are compared on the clock on the wall, the rest by the time of the processor."""
         is_cpu = self.model.device.type == "cpu"
-        best = Tuning(threads=threads or (1 if is_cpu else None))
+        best = Tuning(threads=threads or (1 if is_cpu else None), precision=self.precision)
         whole, self.x = self.x, self.x[:_FIRST_ROWS]
         per_row = self._cost(best, 3)
         expected = per_row * self.n * _FEWEST_JOB_PASSES
@@ -216,7 +234,7 @@ class _Search:
         objective = Objective(cross_entropy, (y, torch.full_like(y, -1))) if is_graded else None
 
         def run() -> object:
-            answers = self.model.answer([Query(x, objective)])
+            answers = self.model.search([Query(x, objective)])
             if x.device.type == "cuda":
                 torch.cuda.synchronize(x.device)
             return answers
