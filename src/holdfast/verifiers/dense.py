@@ -237,14 +237,16 @@ def backward(
     The coefficients ``(n, p + u)`` are those of the inputs and of every rectifier's output.
     """
     A, value = net.rows[rows], net.constants[rows]
-    low = torch.where(lines.loose > 0, alpha, lines.active)
+    rise = torch.where(lines.loose > 0, alpha, lines.active).sub_(lines.slope)
     p = net.n_inputs
     for layer, (i, j) in zip(reversed(net.layers), reversed(net.spans()), strict=True):
         a = A[:, p + i : p + j]
         positive = a.relu()
-        v = a * lines.slope[:, i:j] + positive * (low - lines.slope)[:, i:j]
-        v -= (lines.sign * beta)[:, i:j]
-        value = value + ((a - positive) * lines.intercept[:, i:j]).sum(1) + v @ layer.b
+        v = a * lines.slope[:, i:j]
+        v.addcmul_(positive, rise[:, i:j])
+        v.addcmul_(lines.sign[:, i:j], beta[:, i:j], value=-1.0)
+        lost = positive.sub_(a).mul_(lines.intercept[:, i:j]).sum(1)
+        value = value - lost + v @ layer.b
         layer.pull(v, A[:, :p], A[:, p : p + i])
     inputs = A[:, :p]
     return value + inputs @ net.middle - inputs.abs() @ net.radius, A
@@ -288,40 +290,36 @@ def ascend(
     Returns:
         The best slopes, multipliers and bounds ``(n,)``.
     """
-    out = alpha.clone(), beta.clone(), torch.full((len(rows),), -torch.inf)
-    index = torch.arange(len(rows))
-    x, scale, first, second = torch.cat([alpha, beta], 1), None, None, None
-    u = alpha.shape[1]
+    best, best_value = torch.cat([alpha, beta], 1), torch.full((len(rows),), -torch.inf)
+    index, x, u = torch.arange(len(rows)), best.clone(), alpha.shape[1]
+    gradient, first, second, scale = (torch.empty(0) for _ in range(4))
     for step in range(steps + 1):
         alpha, beta = x[:, :u], x[:, u:]
         value, A = backward(net, rows, lines, alpha, beta)
-        better = value > out[2][index]
+        better = value > best_value[index]
         at = index[better]
-        out[0][at], out[1][at], out[2][at] = alpha[better], beta[better], value[better]
-        if step == steps:
-            break
+        best[at], best_value[at] = x[better], value[better]
         left = value <= target
-        if not bool(left.any()):
+        if step == steps or not bool(left.any()):
             break
+        if step == 0:
+            gradient, scale = torch.empty_like(x), _scale(net, A)
+            first, second = torch.zeros_like(x), torch.zeros_like(x)
         if step % 4 == 3 and int(left.sum()) < 0.75 * len(left):
             index, rows, lines, x, A = index[left], rows[left], lines.at(left), x[left], A[left]
-            assert first is not None
-            assert second is not None
-            assert scale is not None
-            first, second, scale = first[left], second[left], scale[left]
-            alpha = x[:, :u]
-        z = forward(net, A, lines, alpha)
-        gradient = torch.cat([A[:, net.n_inputs :].relu() * z * lines.loose, -lines.sign * z], 1)
-        if first is None or second is None or scale is None:
-            first, second = torch.zeros_like(x), torch.zeros_like(x)
-            scale = _scale(net, A)
+            first, second, scale, gradient = first[left], second[left], scale[left], gradient[left]
+        z = forward(net, A, lines, x[:, :u])
+        torch.mul(A[:, net.n_inputs :].relu_(), z, out=gradient[:, :u])
+        gradient[:, :u].mul_(lines.loose)
+        torch.mul(lines.sign, z, out=gradient[:, u:]).neg_()
         first.mul_(0.9).add_(gradient, alpha=0.1)
         second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-        root = (second / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-12)
+        root = torch.div(second, 1 - 0.999 ** (step + 1), out=gradient).sqrt_().add_(1e-12)
         size = RATE * DECAY**step / (1 - 0.9 ** (step + 1))
-        x = x + size * scale * first / root
-        x = torch.cat([x[:, :u].clamp_(0.0, 1.0), x[:, u:].clamp_(min=0.0)], 1)
-    return out
+        x.addcmul_(scale, torch.div(first, root, out=root), value=size)
+        x[:, :u].clamp_(0.0, 1.0)
+        x[:, u:].clamp_(min=0.0)
+    return best[:, :u], best[:, u:], best_value
 
 
 def _scale(net: Dense, A: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from holdfast.verifiers.regions import BoxRegion
 FIRST_STEPS = 30
 STEPS = 10
 # Elements of the coefficients of leaves bounded together.
-ELEMENTS = 1 << 19
+ELEMENTS = 1 << 18
 # Elements of all leaves of one layer together.
 MOST_ELEMENTS = 1 << 25
 # Share of a neuron's range by which its bound may miss a value that was reached.
