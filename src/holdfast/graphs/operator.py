@@ -17,6 +17,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
 
 
@@ -199,9 +200,9 @@ def pull_lines(A: Tensor, lines: Lines) -> Pulled:
 def dot(A: Tensor, b: Tensor) -> Tensor:
     """``sum A b`` over all but the first two axes: ``(n, k, *s), (n, 1 or k, *s) -> (n, k)``."""
     if b.shape[1] == 1:
-        flat = A.flatten(2)
+        flat = flattened(A, 2)
         return torch.bmm(flat, b.reshape(b.shape[0], -1, 1).expand(A.shape[0], -1, 1)).squeeze(2)
-    return (A * b).flatten(2).sum(2)
+    return flattened(A * b, 2).sum(2)
 
 
 def sum_to(A: Tensor, shape: Sequence[int]) -> Tensor:

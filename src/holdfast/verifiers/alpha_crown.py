@@ -18,6 +18,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Activation, Box
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import Cuts, State, pull_back
 from holdfast.verifiers.element_slopes import RATE, adam_direction, keeps_rows, sharpened
 from holdfast.verifiers.propagation import padded_index, plan_refinement
@@ -161,13 +162,13 @@ def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 
             continue
         state = replace_boxes(graph, state, boxes)
         box = state.boxes[node.index]
-        loose = torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0).flatten(1)
+        loose = flattened(torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0))
         if keeps_rows(graph, node):
             search = (quick, low_precision(state), low_region)
             boxes[node.index] = sharpened((graph, state, region), search, node, loose, steps)
             continue
         index = padded_index(loose)
-        lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+        lower, upper = flattened(box.lower), flattened(box.upper)
         for part in index.split(rows, 1) if index.shape[1] else ():
             unit = lower.new_zeros(len(part), part.shape[1], node.size)
             unit = unit.scatter(2, part.unsqueeze(2), 1.0).reshape(*part.shape, *node.shape)

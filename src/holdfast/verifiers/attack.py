@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.problem import Property
 
 
@@ -85,7 +86,7 @@ def descend(
     best, best_value = x, torch.full_like(x[:, 0], torch.inf)
     for step in range(steps + 1):
         x = x.detach().requires_grad_()
-        y = graph(x.reshape(-1, *graph.input_shape)).flatten(1)
+        y = flattened(graph(x.reshape(-1, *graph.input_shape)))
         value = rows.values(clause, x, y).amax(1)
         better = value.detach() < best_value
         best = torch.where(better.unsqueeze(1), x.detach(), best)

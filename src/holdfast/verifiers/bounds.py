@@ -137,7 +137,21 @@ def lower_over(
 
 
 def margins(y: Tensor, n_classes: int) -> Tensor:
-    """Rows ``logit_y - logit_j`` for all other classes, ``(n, n_classes - 1, n_classes)``."""
+    """Rows ``logit_y - logit_j`` for all other classes, ``(n, n_classes - 1, n_classes)``.
+
+    A single logit is the margin of class 1 over class 0: its rows are ``(n, 1, 1)``.
+
+    Raises:
+        ValueError: A class that the network does not have.
+    """
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(2, n_classes):
+        wrong = y[(y < 0) | (y >= max(2, n_classes))][0]
+        raise ValueError(
+            f"y contains class {int(wrong)}; allowed: 0 to {max(2, n_classes) - 1}, as the network "
+            f"has {n_classes} output{'s' if n_classes > 1 else ''}"
+        )
+    if n_classes == 1:
+        return (2.0 * y - 1.0).reshape(-1, 1, 1)
     eye = torch.eye(n_classes, device=y.device)
     rows = eye[y].unsqueeze(1) - eye
     others = (torch.arange(n_classes, device=y.device) != y.unsqueeze(1)).nonzero()[:, 1]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.graphs.graph import Graph
+from holdfast.graphs.shapes import flattened
 from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers.bounds import bounds, margins
 from holdfast.verifiers.deployed import float32_error
@@ -124,7 +125,7 @@ def _rounding(
     if error is None:
         return x.new_full((len(x),), torch.inf, dtype=torch.float64)
     # A margin is the difference of two logits, compared by the user without further rounding.
-    return error.flatten(1).topk(min(2, error[0].numel()), 1).values.sum(1).nan_to_num(torch.inf)
+    return flattened(error).topk(min(2, error[0].numel()), 1).values.sum(1).nan_to_num(torch.inf)
 
 
 def _search(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Activation, Box, Lines, pull_lines
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.regions import Region
 
 
@@ -150,7 +151,7 @@ def pull_back(
 
 def absolute_sum(A: Tensor) -> Tensor:
     """Sum of absolute coefficients of every row: ``(n, k, *shape) -> (n, k)``."""
-    return torch.linalg.vector_norm(A.flatten(2), 1, 2)
+    return torch.linalg.vector_norm(flattened(A, 2), 1, 2)
 
 
 def scale_of(state: State, node: int) -> Tensor:
@@ -158,14 +159,14 @@ def scale_of(state: State, node: int) -> Tensor:
     magnitude = state.magnitudes[node]
     if magnitude is not None:
         return magnitude
-    return state.boxes[node].magnitude().flatten(1).amax(1, keepdim=True)
+    return flattened(state.boxes[node].magnitude()).amax(1, keepdim=True)
 
 
 def _apply_cuts(A: Tensor, cuts: Cuts, multipliers: Tensor) -> tuple[Tensor, Tensor]:
     """Adds ``- multiplier sign (z - point)``, which is at most 0 where the constraints hold."""
     weight = (-cuts.sign * multipliers).unsqueeze(1).expand(-1, A.shape[1], -1)
     index = cuts.neuron.unsqueeze(1).expand_as(weight)
-    flat = A.flatten(2).scatter_add(2, index, weight)
+    flat = flattened(A, 2).scatter_add(2, index, weight)
     constant = (cuts.sign * multipliers * cuts.point).sum(1, keepdim=True)
     return flat.reshape(A.shape), constant
 

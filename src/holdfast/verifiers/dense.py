@@ -21,6 +21,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Activation
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import State
 
 # Elements of all matrices together; larger networks are searched as graphs.
@@ -216,7 +217,7 @@ def _affine(
             break
         if node.index in masks:
             mask = masks[node.index]
-            flat = rows.flatten(2)
+            flat = flattened(rows, 2)
             found[node.index] = flat[0][:, mask]
             rows = flat.masked_fill(mask, 0.0).reshape(rows.shape)
         pulled = node.op.pull(rows, [state.boxes[i] for i in node.inputs])

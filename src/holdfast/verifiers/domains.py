@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.operator import Box
+from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
 from holdfast.verifiers.crown import Cuts, State
 from holdfast.verifiers.problem import Split
@@ -254,7 +255,7 @@ def _cuts(
 def clip(box: Box, cut: Cuts) -> Box:
     """The box within the cuts; where nothing is left of it any bound holds."""
     shape = box.lower.shape
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower, upper = flattened(box.lower), flattened(box.upper)
     high, low = torch.full_like(cut.point, torch.inf), torch.full_like(cut.point, -torch.inf)
     lower = lower.scatter_reduce(1, cut.neuron, torch.where(cut.sign > 0, cut.point, low), "amax")
     upper = upper.scatter_reduce(1, cut.neuron, torch.where(cut.sign < 0, cut.point, high), "amin")

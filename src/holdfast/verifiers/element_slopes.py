@@ -10,6 +10,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Box
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import State
 from holdfast.verifiers.elements import Elements
 from holdfast.verifiers.regions import Region
@@ -51,7 +52,7 @@ def sharpened(
         return box
     low, high = torch.cat(values).unbind(1)
     at = (pairs[:, 0], pairs[:, 1])
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower, upper = flattened(box.lower), flattened(box.upper)
     lower = lower.index_put(at, torch.fmax(lower[at], low)).reshape(box.lower.shape)
     upper = upper.index_put(at, torch.fmin(upper[at], -high)).reshape(box.upper.shape)
     return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))

@@ -19,6 +19,7 @@ from torch import Tensor
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Activation, Box, Lines, pull_lines
 from holdfast.graphs.operators.linear import Linear
+from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
 from holdfast.verifiers.crown import State, absolute_sum, gamma, scale_of
 from holdfast.verifiers.regions import BoxRegion, Region
@@ -146,7 +147,7 @@ class Elements:
         """Bounds ``(r,)`` of the elements at ``pairs (r, 2)`` of sample and flat position."""
         box = self.state.boxes[self.start]
         at = (pairs[:, 0], pairs[:, 1])
-        self.low, self.high = box.lower.flatten(1)[at], box.upper.flatten(1)[at]
+        self.low, self.high = flattened(box.lower)[at], flattened(box.upper)[at]
         for part in torch.arange(len(pairs), device=pairs.device).split(self.step()):
             self._run(self._begin(pairs[part], part))
         return self.low, self.high

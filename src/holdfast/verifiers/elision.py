@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import State, gamma
 from holdfast.verifiers.regions import BoxRegion, Region
 
@@ -31,7 +32,7 @@ def elided(graph: Graph, region: Region, state: State, A: Tensor, rounding: bool
     while True:
         magnitude = state.magnitudes[node.index] if rounding else None
         if magnitude is not None:
-            constant = constant - unit * magnitude * A.flatten(2).abs().sum(2)
+            constant = constant - unit * magnitude * flattened(A, 2).abs().sum(2)
         if node.index == 0 or not node.op.is_affine or len(node.inputs) != 1:
             break
         pulled = node.op.pull(A, [state.boxes[node.inputs[0]]])
@@ -43,6 +44,6 @@ def elided(graph: Graph, region: Region, state: State, A: Tensor, rounding: bool
     box = state.boxes[node.index]
     if rounding:
         # The interval's own sum, whose terms are no larger than these.
-        largest = box.magnitude().flatten(1).amax(1, keepdim=True)
-        constant = constant - unit * torch.nan_to_num(largest) * A.flatten(2).abs().sum(2)
+        largest = flattened(box.magnitude()).amax(1, keepdim=True)
+        constant = constant - unit * torch.nan_to_num(largest) * flattened(A, 2).abs().sum(2)
     return BoxRegion(box.lower, box.upper).minimum(A) + constant

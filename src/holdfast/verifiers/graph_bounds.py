@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.operator import Activation, Box
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.alpha_crown import Choices, default_choices, optimise
 from holdfast.verifiers.crown import LinearBound, pull_back
 from holdfast.verifiers.domains import CANDIDATES, Batch, Domain, Root, Shifted, batch_of
@@ -102,8 +103,8 @@ class GraphBounds:
             point = node.op.branch_point(box)
             A = bound.watched.get(node.index)
             gap = _loss(node.op, box, point, A) if A is not None else torch.zeros_like(point)
-            scores.append(torch.where(node.op.is_loose(box), gap, -1.0).flatten(1))
-            points.append(point.flatten(1))
+            scores.append(flattened(torch.where(node.op.is_loose(box), gap, -1.0)))
+            points.append(flattened(point))
         if not scores:
             return [[] for _ in domains]
         score, point = torch.cat(scores, 1), torch.cat(points, 1)
@@ -135,7 +136,7 @@ class GraphBounds:
         """Against the signs of the coefficients."""
         batch = batch_of(self.search, self.root, domains, low=True)
         bound = self._pull(batch, domains)
-        return Shifted(batch.region, batch.D, batch.d).argmin(bound.A)[:, 0].flatten(1)
+        return flattened(Shifted(batch.region, batch.D, batch.d).argmin(bound.A)[:, 0])
 
     def parameters(self, domains: Sequence[Domain]) -> dict[int, Tensor]:
         """As stored."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.operator import Box
+from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
 
 BISECTIONS = 14
@@ -55,15 +56,15 @@ class CutBox:
 
         In float64 its rounding errors are subtracted, as sums with ``gamma h`` are formed here.
         """
-        flat, h = A.flatten(2), self.h.flatten(1).unsqueeze(1)
-        middle = ((self.lower + self.upper) / 2).flatten(1)
-        radius = ((self.upper - self.lower) / 2).flatten(1)
+        flat, h = flattened(A, 2), flattened(self.h).unsqueeze(1)
+        middle = flattened((self.lower + self.upper) / 2)
+        radius = flattened((self.upper - self.lower) / 2)
         gamma = self._multiplier(flat.detach(), middle, radius)
         B = torch.addcmul(flat, gamma.unsqueeze(2), h)
         value = _times(B, middle) - _times(B.abs(), radius) + gamma * self.g.unsqueeze(1)
         if A.dtype != torch.float64:
             return value
-        most = torch.maximum(self.lower.abs(), self.upper.abs()).flatten(1)
+        most = flattened(torch.maximum(self.lower.abs(), self.upper.abs()))
         size = _times(flat.abs(), most) + gamma * (_times(h.abs(), most) + self.g.abs()[:, None])
         return value - (h.shape[2] + 16) * torch.finfo(A.dtype).eps * size
 
@@ -74,7 +75,7 @@ class CutBox:
         Any multiplier is sound. The slope falls by ``2 |h_i| radius_i`` where ``A_i + gamma h_i``
         changes sign.
         """
-        A, h = flat.float(), self.h.flatten(1).unsqueeze(1).float()
+        A, h = flat.float(), flattened(self.h).unsqueeze(1).float()
         middle, radius = middle.float(), radius.float()
         sign = torch.where(A == 0, h.sign(), A.sign())
         slope = _times(h, middle) + self.g.float().unsqueeze(1) - _times(sign, h[:, 0] * radius)
@@ -92,9 +93,9 @@ class CutBox:
 
     def argmin(self, A: Tensor) -> Tensor:
         """The box's corner at the multiplier; it may lie beyond the halfspace."""
-        middle = ((self.lower + self.upper) / 2).flatten(1)
-        radius = ((self.upper - self.lower) / 2).flatten(1)
-        gamma = self._multiplier(A.detach().flatten(2), middle, radius)
+        middle = flattened((self.lower + self.upper) / 2)
+        radius = flattened((self.upper - self.lower) / 2)
+        gamma = self._multiplier(flattened(A.detach(), 2), middle, radius)
         gamma = gamma.reshape(*gamma.shape, *[1] * (A.dim() - 2))
         B = A + gamma * self.h.unsqueeze(1)
         return torch.where(B > 0, self.lower.unsqueeze(1), self.upper.unsqueeze(1))

@@ -33,6 +33,7 @@ from holdfast.graphs.operators.scale import Scale
 from holdfast.graphs.operators.sum import Sum
 from holdfast.graphs.operators.take import Take
 from holdfast.graphs.operators.trigonometric import Sine
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.bounds import lower_over, margins
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import Norm, threat_region
@@ -73,7 +74,7 @@ def _row_norms(graph: Graph, A: Tensor) -> Tensor:
         before = graph.nodes[node.inputs[0]]
         like = A.new_zeros(1, *before.shape)
         A, node = node.op.pull(A, [Box(like, like)]).coefficients[0], before
-    return torch.linalg.vector_norm(A.flatten(2), 2, 2) * constants[node.index] * SLACK
+    return torch.linalg.vector_norm(flattened(A, 2), 2, 2) * constants[node.index] * SLACK
 
 
 def global_constants(graph: Graph) -> list[float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Activation, Box, Operator
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import State, gamma, two_sided
 from holdfast.verifiers.elements import Elements
 from holdfast.verifiers.regions import Region
@@ -59,7 +60,7 @@ def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: 
     box = node.op.interval(*boxes)
     if rounding:
         magnitude = node.op.magnitude(*boxes)
-        largest = None if magnitude is None else magnitude.flatten(1).amax(1, keepdim=True)
+        largest = None if magnitude is None else flattened(magnitude).amax(1, keepdim=True)
         state.magnitudes.append(largest)
         if magnitude is not None and node.op.rounds and node.inputs:
             low, high = node.op.wobble(boxes, box, magnitude)
@@ -111,7 +112,7 @@ def refine(
 ) -> Box:
     """The node's box with the elements bounded backward that ``readers`` relax with a loss."""
     box = state.boxes[node.index]
-    loose = torch.stack([op.is_loose(box) for op in readers]).any(0).flatten(1)
+    loose = flattened(torch.stack([op.is_loose(box) for op in readers]).any(0))
     stops = all(isinstance(op, Activation) and op.is_rectifier for op in readers)
     plain = all(n.op.is_affine or n.op.is_diagonal for n in graph.nodes[1 : node.index + 1])
     if not (stops or (plain and len(node.shape) > 1)):
@@ -126,8 +127,8 @@ def refine(
     elements = Elements(graph, node.index, state, region, settled if stops else None, rounding)
     low, high = elements.bounds(pairs)
     at = (pairs[:, 0], pairs[:, 1])
-    lower = box.lower.flatten(1).index_put(at, low).reshape(box.lower.shape)
-    upper = box.upper.flatten(1).index_put(at, high).reshape(box.upper.shape)
+    lower = flattened(box.lower).index_put(at, low).reshape(box.lower.shape)
+    upper = flattened(box.upper).index_put(at, high).reshape(box.upper.shape)
     return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
 
 
@@ -139,7 +140,7 @@ def _refined_together(
     index = padded_index(loose)
     widest = max(n.size for n in graph.nodes[: node.index + 1])
     step = max(1, CHUNK // (2 * len(index) * widest))
-    lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+    lower, upper = flattened(box.lower), flattened(box.upper)
     for part in index.split(step, 1) if index.shape[1] else ():
         unit = torch.zeros(
             len(part), part.shape[1], node.size, dtype=lower.dtype, device=lower.device

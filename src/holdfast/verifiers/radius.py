@@ -16,6 +16,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.bounds import SAMPLES, BoundMethod, lower_over, margins
 from holdfast.verifiers.crown import State
 from holdfast.verifiers.regions import Norm, Region, threat_region
@@ -106,17 +107,17 @@ class _Bracket:
     def _linear_guess(self) -> Tensor:
         """Half the distance at which a linear network with these gradients would change."""
         x = self.x.detach().requires_grad_(True)
-        least = torch.einsum("nkm,nm->nk", self.C, self.graph(x).flatten(1)).amin(1)
+        least = torch.einsum("nkm,nm->nk", self.C, flattened(self.graph(x))).amin(1)
         (slope,) = torch.autograd.grad(least.sum(), x)
         order = {"linf": 1.0, "l2": 2.0}.get(self.norm, math.inf)
-        steepest = torch.linalg.vector_norm(slope.flatten(1), order, 1)
+        steepest = torch.linalg.vector_norm(flattened(slope), order, 1)
         tiny = torch.finfo(x.dtype).tiny
         return (least.detach().clamp(min=0) / steepest.clamp(min=tiny) / 2).nan_to_num(0.0)
 
     def close(self) -> Tensor:
         """Bisect until every sample's bracket is narrow; the proven ends."""
         # A radius of zero must hold, else the sample is wrong already.
-        values = torch.einsum("nkm,nm->nk", self.C, self.graph(self.x).flatten(1))
+        values = torch.einsum("nkm,nm->nk", self.C, flattened(self.graph(self.x)))
         active = (values.amin(1) > 0).nonzero().squeeze(1)
         while len(active):
             self._try(active)
@@ -160,7 +161,7 @@ class _Bracket:
 def largest_radius(x: Tensor, norm: Norm, domain: Domain) -> Tensor:
     """Radius ``(n,)`` from which on the ball holds the whole domain."""
     low, high = (torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in domain)
-    width = torch.maximum(x - low, high - x).flatten(1)
+    width = flattened(torch.maximum(x - low, high - x))
     if norm == "l0":
         return torch.full_like(width[:, 0], float(width.shape[1]))
     order = {"linf": math.inf, "l2": 2.0, "l1": 1.0}[norm]

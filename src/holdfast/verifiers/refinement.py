@@ -23,6 +23,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.alpha_crown import low_precision, replace_boxes
 from holdfast.verifiers.crown import Cuts, State, pull_back
 from holdfast.verifiers.dense import Dense, DenseLines, ascend, backward, condense
@@ -246,7 +247,7 @@ def _losses(problem: Problem, leaves: Leaves) -> tuple[Tensor, Tensor]:
 def _reach(problem: Problem, row: Tensor, A: Tensor) -> Tensor:
     """Values of the rows at the corners that attain their bounds ``(m,)``."""
     x = problem.net.middle - A.sign() * problem.net.radius
-    z = problem.single(x.reshape(-1, *problem.graph.input_shape)).flatten(1)
+    z = flattened(problem.single(x.reshape(-1, *problem.graph.input_shape)))
     r = len(problem.neurons)
     value = z.gather(1, problem.neurons[row % r].unsqueeze(1)).squeeze(1)
     return torch.where(row < r, value, -value)
@@ -313,7 +314,7 @@ def _dissolve(
 def _cut(problem: Problem, low: Tensor) -> Box:
     """The node's box cut with the rows' bounds."""
     box, r = problem.state.boxes[-1], len(problem.neurons)
-    lower, upper = box.lower.flatten(1).clone(), box.upper.flatten(1).clone()
+    lower, upper = flattened(box.lower).clone(), flattened(box.upper).clone()
     lower[0, problem.neurons] = torch.fmax(lower[0, problem.neurons], low[:r])
     upper[0, problem.neurons] = torch.fmin(upper[0, problem.neurons], -low[r:])
     shape = box.lower.shape

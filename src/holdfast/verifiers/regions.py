@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.operator import Box, dot
+from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
 
 Norm = Literal["linf", "l2", "l1", "l0"]
@@ -131,7 +132,7 @@ class BallRegion:
 
     def _gain(self, A: Tensor) -> Tensor:
         """Largest ``-A . d``: with ``g = |A|`` and ``c`` the room of each element, a knapsack."""
-        flat, room = A.flatten(2), self._room(A).flatten(2)
+        flat, room = flattened(A, 2), flattened(self._room(A), 2)
         gain, eps = flat.abs(), self.eps.reshape(-1, 1)
         if self.norm == "l0":
             values = (gain * room).sort(2, descending=True).values
@@ -153,7 +154,7 @@ class BallRegion:
 
     def argmin(self, A: Tensor) -> Tensor:
         """The centre moved by the maximiser of the gain."""
-        flat, room = A.detach().flatten(2), self._room(A).flatten(2)
+        flat, room = flattened(A.detach(), 2), flattened(self._room(A), 2)
         gain, eps = flat.abs(), self.eps.reshape(-1, 1, 1)
         order = (gain * room if self.norm == "l0" else gain).argsort(2, descending=True)
         room = room.expand_as(gain)

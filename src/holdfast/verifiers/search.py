@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.attack import Rows
 from holdfast.verifiers.problem import Counterexample, FloatArray, Leaf, Property
 from holdfast.verifiers.regions import BallRegion
@@ -67,7 +68,7 @@ class Search:
         if not self.look or not len(x):
             return None
         x32 = x.float()
-        y = self.single(x32.reshape(-1, *self.graph.input_shape)).flatten(1)
+        y = flattened(self.single(x32.reshape(-1, *self.graph.input_shape)))
         worst = self.rows32.values(clause, x32, y).amax(1)
         # Slightly positive values may still be violations in the runtime's own rounding.
         order = worst.argsort()[:3]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
+from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.alpha_crown import replace_boxes
 from holdfast.verifiers.crown import LinearBound, State, two_sided
 from holdfast.verifiers.domains import Batch, Shifted
@@ -43,8 +44,8 @@ def tighten(graph: Graph, state: State, region: Region) -> tuple[State, Tensor]:
             continue
         state = replace_boxes(graph, state, boxes)
         box = state.boxes[node.index]
-        loose = torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0).flatten(1)
-        lower, upper = box.lower.flatten(1), box.upper.flatten(1)
+        loose = flattened(torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0))
+        lower, upper = flattened(box.lower), flattened(box.upper)
         index = padded_index(loose)
         widest = max(n.size for n in graph.nodes[: node.index + 1])
         step = max(1, CHUNK // (2 * max(1, len(index)) * widest))
@@ -78,7 +79,7 @@ def _halfspace(batch: Batch, bound: LinearBound) -> tuple[Tensor, Tensor]:
     h = Shifted(batch.region, batch.D, batch.d).full(bound.A)[:, 0]
     constant = (bound.constant + batch.d)[:, 0]
     most = torch.maximum(batch.region.lower.abs(), batch.region.upper.abs())
-    size = (h.abs() * most).flatten(1).sum(1) + bound.constant[:, 0].abs() + batch.d[:, 0].abs()
+    size = flattened(h.abs() * most).sum(1) + bound.constant[:, 0].abs() + batch.d[:, 0].abs()
     if batch.D is not None:
-        size = size + (batch.D.reshape(h.shape).abs() * most).flatten(1).sum(1)
+        size = size + flattened(batch.D.reshape(h.shape).abs() * most).sum(1)
     return h, constant - 8 * torch.finfo(size.dtype).eps * size

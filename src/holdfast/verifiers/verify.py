@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from holdfast.errors import PropertyError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.onnx_reader import read_onnx
+from holdfast.graphs.shapes import flattened
 from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers.activation_split import split_activations
 from holdfast.verifiers.attack import descend, starts
@@ -156,7 +157,7 @@ def _attack(search: Search) -> Counterexample | None:
     rows = search.rows32
     clause, x, _ = starts(rows, max(16, 256 // len(rows.lower)), search.seed)
     with torch.no_grad():
-        y = search.single(x.reshape(-1, *search.graph.input_shape)).flatten(1)
+        y = flattened(search.single(x.reshape(-1, *search.graph.input_shape)))
         worst = rows.values(clause, x, y).amax(1)
     found = search.check(clause, x)
     if found is not None:

@@ -15,6 +15,7 @@ from holdfast.graphs.operator import Box, Operator, Pulled
 from holdfast.graphs.operators.product import multiply
 from holdfast.graphs.operators.reshape import reshape
 from holdfast.graphs.operators.sum import reduce_sum
+from holdfast.graphs.shapes import flattened
 
 
 @final
@@ -45,7 +46,7 @@ class MatMul(Operator):
         """McCormick's planes (1976) as in ``Product``, summed by matrix products."""
         x, y = (Box(b.lower.unsqueeze(1), b.upper.unsqueeze(1)) for b in boxes)
         to_x = A @ y.upper.mT + A.relu() @ (y.lower - y.upper).mT
-        constant = -(to_x * x.lower).flatten(2).sum(2)
+        constant = -flattened(to_x * x.lower, 2).sum(2)
         return Pulled((to_x, x.lower.mT @ A), constant)
 
 

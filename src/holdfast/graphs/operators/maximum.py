@@ -15,6 +15,7 @@ from holdfast.graphs.operator import Box, Operator, Pulled
 from holdfast.graphs.operators.add import add
 from holdfast.graphs.operators.relu import relu
 from holdfast.graphs.operators.scale import scale
+from holdfast.graphs.shapes import flattened
 
 
 @final
@@ -47,7 +48,7 @@ class MaxOver(Operator):
         slopes, intercept = self._upper_plane(box)
         positive, negative = A.clamp(min=0), A.clamp(max=0)
         coefficients = positive * lower + negative * slopes.unsqueeze(1)
-        constant = (negative * intercept.unsqueeze(1)).flatten(2).sum(2)
+        constant = flattened(negative * intercept.unsqueeze(1), 2).sum(2)
         return Pulled((coefficients,), constant)
 
     def _upper_plane(self, box: Box) -> tuple[Tensor, Tensor]:

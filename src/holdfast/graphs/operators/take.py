@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.operator import Affine, Box, Pulled
+from holdfast.graphs.shapes import flattened
 
 if TYPE_CHECKING:
     from holdfast.graphs.builder import Call, Ref
@@ -32,7 +33,7 @@ class Take(Affine):
 
     def run(self, *xs: Tensor) -> Tensor:
         """``(n, *in) -> (n, *index.shape)``."""
-        flat = xs[0].flatten(1)
+        flat = flattened(xs[0])
         if bool((self.index < 0).any()):
             flat = torch.cat([flat, flat.new_full((len(flat), 1), self.fill)], 1)
         index = self.index.flatten()
@@ -45,7 +46,7 @@ class Take(Affine):
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
         """Coefficients go back to where the elements came from and add up."""
         shape = boxes[0].lower.shape[1:]
-        flat, index = A.flatten(2), self.index.flatten()
+        flat, index = flattened(A, 2), self.index.flatten()
         out = A.new_zeros(*A.shape[:2], shape.numel() + 1)
         out = out.index_add(2, torch.where(index < 0, shape.numel(), index), flat)
         constant = out[:, :, -1] * self.fill if self.fill else None
