@@ -58,6 +58,8 @@ class Operator(ABC):
     can_split: ClassVar[bool] = False
     """Splitting the range of the input sharpens the relaxation (elementwise operators only)."""
 
+    relaxes_rows: ClassVar[bool] = False
+    """One input, and relaxed as well for one row of coefficients as for many together."""
     refines_input: ClassVar[bool] = False
     """Bounding its input backward gives nearly what bounding its many outputs would."""
 

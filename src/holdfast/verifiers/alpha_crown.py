@@ -21,7 +21,7 @@ from holdfast.graphs.operator import Activation, Box
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import Cuts, State, pull_back
 from holdfast.verifiers.element_slopes import RATE, adam_direction, keeps_rows, sharpened
-from holdfast.verifiers.propagation import padded_index, plan_refinement
+from holdfast.verifiers.propagation import loose_for, padded_index, plan_refinement
 from holdfast.verifiers.regions import Region
 
 
@@ -162,7 +162,7 @@ def sharpen(graph: Graph, region: Region, state: State, steps: int, rows: int = 
             continue
         state = replace_boxes(graph, state, boxes)
         box = state.boxes[node.index]
-        loose = flattened(torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0))
+        loose = loose_for(readers, box)
         if keeps_rows(graph, node):
             search = (quick, low_precision(state), low_region)
             boxes[node.index] = sharpened((graph, state, region), search, node, loose, steps)

@@ -20,6 +20,7 @@ from holdfast.graphs.operator import Affine, Box, Operator
 from holdfast.graphs.operators.conv import Conv
 from holdfast.graphs.operators.conv_transpose import ConvTranspose
 from holdfast.graphs.operators.linear import Linear
+from holdfast.graphs.operators.max_pool import MaxPool
 from holdfast.graphs.operators.maximum import MaxOver
 from holdfast.graphs.operators.relu import ReLU
 from holdfast.graphs.operators.sum import Sum
@@ -58,7 +59,7 @@ def _error(node: Node, errors: list[Tensor], boxes: list[Box]) -> Tensor:
     widened = [Box(b.lower - e, b.upper + e) for b, e in zip(before, errors, strict=True)]
     if isinstance(op, ReLU):
         return errors[0]
-    if isinstance(op, MaxOver):
+    if isinstance(op, (MaxOver, MaxPool)):
         return op.run(errors[0])
     if isinstance(op, Curve):
         steepest = torch.stack(slopes(op, widened[0], node.place)).abs().amax(0)

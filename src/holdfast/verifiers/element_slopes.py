@@ -13,6 +13,7 @@ from holdfast.graphs.operator import Box
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import State
 from holdfast.verifiers.elements import Elements
+from holdfast.verifiers.propagation import relaxes_rows
 from holdfast.verifiers.regions import Region
 
 RATE = 0.5
@@ -20,8 +21,8 @@ RATE = 0.5
 
 
 def keeps_rows(graph: Graph, node: Node) -> bool:
-    """Whether all relaxations before ``node`` are elementwise, so that rows need no more."""
-    return all(n.op.is_affine or n.op.is_diagonal for n in graph.nodes[1 : node.index + 1])
+    """Whether rows of coefficients lose nothing where each goes back to the input alone."""
+    return all(relaxes_rows(n) for n in graph.nodes[1 : node.index + 1])
 
 
 def sharpened(

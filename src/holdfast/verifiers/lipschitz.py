@@ -26,6 +26,7 @@ from holdfast.graphs.operators.concat import Concat
 from holdfast.graphs.operators.conv import Conv
 from holdfast.graphs.operators.conv_transpose import ConvTranspose
 from holdfast.graphs.operators.linear import Linear
+from holdfast.graphs.operators.max_pool import MaxPool
 from holdfast.graphs.operators.maximum import MaxOver
 from holdfast.graphs.operators.relu import ReLU
 from holdfast.graphs.operators.reshape import Reshape
@@ -109,8 +110,9 @@ def _layer(op: Operator, shape: tuple[int, ...], place: str) -> float:
         return _convolution(op, shape)
     if isinstance(op, Scale):
         return float(op.factor.abs().max())
-    if isinstance(op, Take):
-        return math.sqrt(float(torch.bincount(op.index[op.index >= 0].flatten()).max()))
+    if isinstance(op, (Take, MaxPool)):
+        read = op.index if isinstance(op, Take) else op.cells
+        return math.sqrt(float(torch.bincount(read[read >= 0].flatten()).max()))
     if isinstance(op, Sum):
         return math.sqrt(math.prod(shape[a] for a in op.axes))
     if isinstance(op, (ReLU, Reshape, MaxOver, Sine)):

@@ -8,7 +8,8 @@ relaxation is not exact yet, and propagates what it found.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, final
 
 import torch
 from torch import Tensor
@@ -50,8 +51,7 @@ def propagate(
             box = box.intersect(known[node.index])
         state.boxes.append(box)
         if method == "crown" and plan[node.index]:
-            readers = [graph.nodes[j].op for j in plan[node.index]]
-            state.boxes[-1] = refine(graph, node, readers, state, region, rounding)
+            state.boxes[-1] = refine(graph, node, plan[node.index], state, region, rounding)
     return state
 
 
@@ -75,24 +75,67 @@ def _interval(graph: Graph, node: Node, state: State, region: Region, rounding: 
     return box
 
 
-def plan_refinement(graph: Graph, is_box: bool) -> list[list[int]]:
-    """For every node, its non-linear readers, or nothing where intervals are exact already."""
-    readers = graph.readers()
+@final
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A non-linear operator that reads a value, perhaps through elementwise operators.
+
+    Attributes:
+        op: The operator, relaxed with a loss.
+        path: The elementwise operators between the value and it, in order.
+    """
+
+    op: Operator
+    path: tuple[Operator, ...] = ()
+
+    def is_loose(self, box: Box) -> Tensor:
+        """Where tighter bounds of the value would help, a mask like ``box.lower``."""
+        for op in self.path:
+            box = op.interval(box)
+        return self.op.is_loose(box)
+
+
+def loose_for(readers: Sequence[Reader], box: Box) -> Tensor:
+    """Elements ``(n, size)`` of a value that a reader relaxes with a loss."""
+    return flattened(torch.stack([reader.is_loose(box) for reader in readers]).any(0))
+
+
+def plan_refinement(graph: Graph, is_box: bool) -> list[list[Reader]]:
+    """For every node, its non-linear readers, or nothing where intervals are exact already.
+
+    The range of an elementwise operator follows from that of its input, and no linear bound of its
+    output says more. So the input is refined for those who read the output.
+    """
+    direct = graph.readers()
     # Elements vary independently in a box; one affine step from there loses nothing.
     independent = [is_box] + [False] * (len(graph.nodes) - 1)
-    plan: list[list[int]] = []
+    plan: list[list[Reader]] = []
     for node in graph.nodes:
         single = len(node.inputs) == 1 and node.op.is_affine and independent[node.inputs[0]]
         if node.inputs:
             independent[node.index] = single and node.op.is_diagonal
         exact = not node.inputs or single
-        wanted = [
-            j
-            for j in readers[node.index]
-            if not graph.nodes[j].op.is_affine or graph.nodes[j].op.refines_input
-        ]
-        plan.append([] if exact or node.op.refines_input else wanted)
+        follows = isinstance(node.op, Activation)
+        skip = exact or follows or node.op.refines_input
+        plan.append([] if skip else _readers(graph, direct, node.index, ()))
     return plan
+
+
+def _readers(
+    graph: Graph, direct: list[list[int]], index: int, path: tuple[Operator, ...]
+) -> list[Reader]:
+    found: list[Reader] = []
+    for node in (graph.nodes[j] for j in direct[index]):
+        if not node.op.is_affine or node.op.refines_input:
+            found.append(Reader(node.op, path))
+        if isinstance(node.op, Activation):
+            found += _readers(graph, direct, node.index, (*path, node.op))
+    return found
+
+
+def relaxes_rows(node: Node) -> bool:
+    """Whether rows of coefficients lose nothing where each is pulled through ``node`` alone."""
+    return node.op.is_affine or node.op.is_diagonal or node.op.relaxes_rows
 
 
 def padded_index(mask: Tensor) -> Tensor:
@@ -105,21 +148,22 @@ def padded_index(mask: Tensor) -> Tensor:
 def refine(
     graph: Graph,
     node: Node,
-    readers: Sequence[Operator],
+    readers: Sequence[Reader],
     state: State,
     region: Region,
     rounding: bool = True,
 ) -> Box:
     """The node's box with the elements bounded backward that ``readers`` relax with a loss."""
     box = state.boxes[node.index]
-    loose = flattened(torch.stack([op.is_loose(box) for op in readers]).any(0))
-    stops = all(isinstance(op, Activation) and op.is_rectifier for op in readers)
-    plain = all(n.op.is_affine or n.op.is_diagonal for n in graph.nodes[1 : node.index + 1])
+    loose = loose_for(readers, box)
+    stops = all(isinstance(r.op, Activation) and r.op.is_rectifier for r in readers)
+    stops &= not any(r.path for r in readers)
+    plain = all(relaxes_rows(n) for n in graph.nodes[1 : node.index + 1])
     if not (stops or (plain and len(node.shape) > 1)):
         return _refined_together(graph, node, state, region, loose, rounding)
 
     def settled(low: Tensor, high: Tensor) -> Tensor:
-        return ~torch.stack([op.is_loose(Box(low, high)) for op in readers]).any(0)
+        return ~torch.stack([r.is_loose(Box(low, high)) for r in readers]).any(0)
 
     pairs = loose.nonzero()
     if not len(pairs):

@@ -17,7 +17,7 @@ from holdfast.verifiers.alpha_crown import replace_boxes
 from holdfast.verifiers.crown import LinearBound, State, two_sided
 from holdfast.verifiers.domains import Batch, Shifted
 from holdfast.verifiers.halfspace import CutBox
-from holdfast.verifiers.propagation import padded_index, plan_refinement
+from holdfast.verifiers.propagation import loose_for, padded_index, plan_refinement
 from holdfast.verifiers.regions import BoxRegion, Region
 
 # Elements of the largest coefficient tensor handled at once.
@@ -44,7 +44,7 @@ def tighten(graph: Graph, state: State, region: Region) -> tuple[State, Tensor]:
             continue
         state = replace_boxes(graph, state, boxes)
         box = state.boxes[node.index]
-        loose = flattened(torch.stack([graph.nodes[j].op.is_loose(box) for j in readers]).any(0))
+        loose = loose_for(readers, box)
         lower, upper = flattened(box.lower), flattened(box.upper)
         index = padded_index(loose)
         widest = max(n.size for n in graph.nodes[: node.index + 1])

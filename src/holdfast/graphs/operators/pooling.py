@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import torch
@@ -10,52 +9,11 @@ from torch import Tensor
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operators.conv import Conv, onnx_pads, split_padding
+from holdfast.graphs.operators.max_pool import max_pool
 from holdfast.graphs.operators.maximum import MaxOver
 from holdfast.graphs.operators.reshape import reshape
 from holdfast.graphs.operators.scale import scale
 from holdfast.graphs.operators.sum import reduce_sum
-from holdfast.graphs.operators.take import take
-
-
-def _window_starts(
-    size: int, k: int, s: int, d: int, pads: tuple[int, int], ceil: bool
-) -> list[int]:
-    """First position of every window along one axis, in unpadded coordinates."""
-    span = size + sum(pads) - d * (k - 1) - 1
-    count = (math.ceil(span / s) if ceil else span // s) + 1
-    # Windows that start in the end padding are dropped.
-    return [i * s - pads[0] for i in range(count) if i * s < size + pads[0]]
-
-
-def max_pool(
-    call: Call,
-    ref: Ref,
-    kernel: list[int],
-    stride: list[int],
-    pads: list[int],
-    dilation: list[int],
-    ceil: bool,
-) -> Ref:
-    """Append windows and the largest of each; padding repeats an element of the window."""
-    rank = len(kernel)
-    axes = [
-        [
-            [p for p in range(start, start + d * k, d) if 0 <= p < size]
-            for start in _window_starts(size, k, s, d, (pads[i], pads[i + rank]), ceil)
-        ]
-        for i, (size, k, s, d) in enumerate(
-            zip(ref.shape[1:], kernel, stride, dilation, strict=True)
-        )
-    ]
-    positions = torch.arange(torch.Size(ref.shape).numel()).reshape(ref.shape)
-    windows = []
-    for choice in itertools.product(*axes):
-        cells = list(itertools.product(*choice))
-        cells += cells[:1] * (math.prod(kernel) - len(cells))
-        index = torch.tensor(cells).T
-        windows.append(positions[(slice(None), *index)])
-    shape = (ref.shape[0], *(len(a) for a in axes), math.prod(kernel))
-    return _largest(call, take(call, ref, torch.stack(windows, 1).reshape(shape)))
 
 
 def _largest(call: Call, windows: Ref) -> Ref:
