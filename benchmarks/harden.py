@@ -4,6 +4,7 @@ A case trains through ``holdfast.harden`` and is one piece under ``build/harden`
 go on with the same command. Nothing is chosen on the test images.
 
     python benchmarks/harden.py mnist            S(1,7) from scratch, linf:0.3, 20 minutes
+    python benchmarks/harden.py collapse digits  two cases of about a minute
     python benchmarks/harden.py --collect        write results/harden.json
 """
 
@@ -16,18 +17,22 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from _common import ROOT, write
-from _judging import audited, test_images, training_images, verified
+from _judging import audited, is_right, rate, test_images, training_images, under_pgd, verified
 from _models import small
 
 PIECES = ROOT / "build" / "harden"
 N_TEST = 1000
 
 Found = dict[str, Any]
+
+
+# ---------------------------------------------------------------------- twenty minutes each
 
 
 def mnist(seed: int, folder: Path) -> Found:
@@ -48,7 +53,6 @@ def certified_large(seed: int, folder: Path) -> Found:
 def _twenty_minutes(data: str, threat: str, seed: int, folder: Path, **options: Any) -> Found:
     import holdfast
 
-    began, cpu = time.monotonic(), time.process_time()
     result = holdfast.harden(
         small(1, 7),
         training_images(data),
@@ -60,22 +64,8 @@ def _twenty_minutes(data: str, threat: str, seed: int, folder: Path, **options: 
         out=folder / "run",
         **options,
     )
-    spent = {"wall_s": round(time.monotonic() - began), "cpu_s": round(time.process_time() - cpu)}
     torch.save(result.module.state_dict(), folder / "weights.pt")
-    card = result.card
-    return {"threat": threat, "recipe": card.recipe, **spent, **_cost(card)} | judged(
-        result.module, data, threat
-    )
-
-
-def _cost(card: Any) -> Found:
-    return {
-        "recipe_at_end": card.recipe_at_end,
-        "reasons": list(card.reasons),
-        "epochs": round(card.epochs, 2),
-        "passes": card.passes,
-        "warnings": [finding.code for finding in card.warnings],
-    }
+    return {"threat": threat, **_cost(result.card)} | judged(result.module, data, threat)
 
 
 def judged(net: nn.Module, data: str, threat: str) -> Found:
@@ -85,10 +75,137 @@ def judged(net: nn.Module, data: str, threat: str) -> Found:
     return audited(net.eval(), x, y, threat) | verified(net, x, y, eps)
 
 
+def _cost(card: Any) -> Found:
+    return {
+        "recipe": card.recipe,
+        "recipe_at_end": card.recipe_at_end,
+        "reasons": list(card.reasons),
+        "training_s": round(card.training_seconds),
+        "epochs": round(card.epochs, 2),
+        "passes": card.passes,
+        "warnings": [finding.code for finding in card.warnings],
+    }
+
+
+# ---------------------------------------------------------------------- a collapse, provoked
+
+
+def collapse(seed: int, folder: Path) -> Found:
+    """FGSM with a random start at linf:0.3, a step of 0.375, five epochs of all images."""
+    return _collapse(60_000, 5, seed, folder)
+
+
+def collapse_short(seed: int, folder: Path) -> Found:
+    """The same in six epochs of 20,000 images."""
+    return _collapse(20_000, 6, seed, folder)
+
+
+def _collapse(n: int, epochs: int, seed: int, folder: Path) -> Found:
+    """The plain script, then ``harden`` with the same data, recipe and processor seconds.
+
+    ``harden``'s clock counts processor seconds here, so that other programs do not matter.
+    """
+    import lightning_fabric  # noqa: F401  a slow import, which is no training
+
+    import holdfast
+
+    x, y = training_images("mnist")
+    x, y = x[:n], y[:n]
+    began = time.process_time()
+    plain = plain_single_step(x, y, epochs, seed)
+    plain_s = time.process_time() - began
+    with patch("time.monotonic", time.process_time), patch("time.perf_counter", time.process_time):
+        began = time.process_time()
+        result = holdfast.harden(
+            small(1, 7),
+            (x, y),
+            threat="linf:0.3",
+            recipe="fgsm_rs(step_size=1.25)",
+            from_scratch=True,
+            budget=f"{plain_s:.2f}s",
+            audit=False,
+            seed=seed,
+            out=folder / "run",
+        )
+        own_s = time.process_time() - began
+    both = {"plain": plain, "harden": result.module.eval()}
+    return {
+        "threat": "linf:0.3",
+        **_cost(result.card),
+        "plain_cpu_s": round(plain_s, 1),
+        "harden_cpu_s": round(own_s, 1),
+        **{f"{name}_{k}": v for name, net in both.items() for k, v in _under_pgd50(net).items()},
+        "alarms": _alarms(folder / "run"),
+    }
+
+
+def plain_single_step(x: Tensor, y: Tensor, epochs: int, seed: int) -> nn.Module:
+    """FGSM with a random start as a short script has it: Adam, batches of 200, a ramp."""
+    torch.manual_seed(seed)
+    net, eps = small(1, 7), 0.3
+    optimiser = torch.optim.Adam(net.parameters())
+    total, k = epochs * len(x) // 200, 0
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x)).split(200):
+            done, k = k / total, k + 1
+            optimiser.param_groups[0]["lr"] = 3e-3 * min(done / 0.4, (1 - done) / 0.6)
+            radius = eps * min(1.0, 2 * done)
+            start = x[rows] + (2 * torch.rand_like(x[rows]) - 1) * radius
+            start = start.clamp(0, 1).requires_grad_(True)
+            loss = nn.functional.cross_entropy(net(start), y[rows])
+            (gradient,) = torch.autograd.grad(loss, start)
+            change = (start.detach() + 1.25 * radius * gradient.sign() - x[rows]).clamp(
+                -radius, radius
+            )
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net((x[rows] + change).clamp(0, 1)), y[rows]).backward()
+            optimiser.step()
+    return net.eval()
+
+
+def _under_pgd50(net: nn.Module) -> Found:
+    x, y = test_images("mnist", N_TEST)
+    held = under_pgd(net, x, y, "linf:0.3")
+    return {"clean": rate(is_right(net, x, y)), "pgd50": rate(held), "n_pgd50": len(y)}
+
+
+def _alarms(run: Path) -> list[Found]:
+    """Which alarms rang, and after how many epochs; the epoch of the last look before."""
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    rung = [line for line in lines if line["what"] == "rolled_back"]
+    return [{k: line[k] for k in ("code", "epoch", "recipe", "seconds")} for line in rung]
+
+
+# ---------------------------------------------------------------------- digits
+
+
+def digits(seed: int, folder: Path) -> Found:
+    """The model of ``make audit`` within sixty seconds, judged on all its test images."""
+    import holdfast
+    from holdfast import demo
+    from holdfast.modalities import load
+
+    seen, unseen = (load(f"digits:{part}") for part in ("train", "test"))
+    train, test = seen.fetch(range(len(seen))), unseen.fetch(range(len(unseen)))
+    threat, net = demo.THREATS[0], demo.train(*train)
+    began = time.monotonic()
+    result = holdfast.harden(
+        net, train, threat=threat, budget="60s", test=test, seed=seed, out=folder / "run"
+    )
+    spent = time.monotonic() - began
+    before, after = (audited(m.eval(), *test, threat) for m in (net, result.module))
+    card = _cost(result.card)
+    sides = {f"{k}_before": before[k] for k in ("clean", "standard", "standard_interval")}
+    return {"threat": threat, "wall_s": round(spent, 1), **card, **sides, **after}
+
+
 CASES: dict[str, Callable[[int, Path], Found]] = {
     "mnist": mnist,
     "certified-0.1": certified_small,
     "certified-0.3": certified_large,
+    "collapse": collapse,
+    "collapse-short": collapse_short,
+    "digits": digits,
 }
 
 

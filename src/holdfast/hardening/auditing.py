@@ -18,6 +18,7 @@ from holdfast.engine.inner import inner_attack
 from holdfast.engine.journal import header_of, journal_path, read
 from holdfast.engine.run import run
 from holdfast.events import Event
+from holdfast.hardening import corruptions
 from holdfast.hardening.asking import Ask, Ready
 from holdfast.hardening.state import State
 from holdfast.hardening.validation import trains_bounds
@@ -25,6 +26,7 @@ from holdfast.model import Model
 from holdfast.plan import Budget, DataSpec, ModelSpec, Plan
 
 if TYPE_CHECKING:
+    from holdfast.hardening.price import Answers
     from holdfast.reports.report import Report
 
 CASCADE = "standard"
@@ -107,6 +109,16 @@ class Audits:
             seconds = max(_LEAST_S, left - _CLOSING_S, self.reserve_s / 2)
         self.ready.model.f.eval()  # type: ignore[attr-defined]
         return (yield from self._audit(self.ready.model, "after", seconds))
+
+    def corrupted(self) -> tuple[Answers, Answers]:
+        """Whether each sample is right under each corruption, before and after."""
+        data, ask = self.data, self.ask
+        if data is None or not self.fabric.is_global_zero:
+            return {}, {}
+        first, second = (
+            corruptions.answers(m, data, len(data), ask.seed) for m in (ask.model, self.ready.model)
+        )
+        return first, second
 
     def _audit(
         self, model: Model, name: str, seconds: float | None

@@ -88,11 +88,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What to do, and why."""
+    """What to do, and why; ``closing_s`` is what the last validation will take at most."""
 
     recipe: Recipe
     settings: Settings
     reasons: tuple[str, ...]
+    closing_s: float
 
 
 def measure(setup: Setup, batch_size: int, seconds: float) -> Costs:
@@ -147,7 +148,15 @@ def choose(asked: Asked, setup: Setup) -> Choice:
     steps = (recipe.passes - 2) / 2
     settings, more = _settings(asked, setup, costs, recipe)
     said = f"an update of {costs.batch_size} samples takes {costs.update_s(steps):.2g} s here"
-    return Choice(recipe, settings, (*reasons, f"Measured: {said}.", *more))
+    closing = _closing_s(settings, costs, setup.threats)
+    return Choice(recipe, settings, (*reasons, f"Measured: {said}.", *more), closing)
+
+
+def _closing_s(settings: Settings, costs: Costs, threats: tuple[Threat, ...]) -> float:
+    """Seconds of the validation after the last update: of averaged weights and of live ones."""
+    n_sets = 1 if settings.average == "none" else 2
+    passes = passes_per_sample(threats, settings.validation_steps)
+    return n_sets * settings.n_validation * passes * costs.pass_s
 
 
 def _smaller(asked: Asked, costs: Costs, setup: Setup) -> Costs:

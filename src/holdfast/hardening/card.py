@@ -43,6 +43,8 @@ class Side(_Part):
     """By threat: a lower bound, proven; empty where no verifier could be used."""
     calibration_error: float
     """Expected calibration error over 15 bins of confidence, on unchanged inputs."""
+    corrupted: dict[str, float] = {}
+    """Accuracy under ordinary damage, by kind; see :mod:`holdfast.hardening.corruptions`."""
     n_unfinished: int
     """Samples whose attacks the budget cut short: they count as unbroken."""
 

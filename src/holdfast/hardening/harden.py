@@ -238,7 +238,7 @@ def run_hardening(ask: Ask, directory: Path) -> Generator[Event, None, HardenRes
     if fabric.is_global_zero:
         path = save_model(ready.model.f, ask.source, ask.weights, directory)  # type: ignore[arg-type]
     after = yield from audits.after(loop.trainer.state)
-    story = Story(ask, ready, plan, loop, meter, tuple(warned), path)
+    story = Story(ask, ready, plan, loop, meter, tuple(warned), path, audits.corrupted())
     card = make_card(story, before, after, directory)
     if fabric.is_global_zero:
         card.save(directory)

@@ -79,7 +79,7 @@ def new_plan(ask: Ask, ready: Ready, fabric: Any, audits: Audits, began: float) 
         chosen = auto.choose(asked, setup)
         settings = chosen.settings
         if ask.seconds is not None:
-            spent = time.monotonic() - began
+            spent = time.monotonic() - began + chosen.closing_s
             left = max(_LEAST_TRAINING_S, ask.seconds - spent - audits.reserve_s)
             settings = settings.model_copy(update={"seconds": left})
         plan = plan.model_copy(

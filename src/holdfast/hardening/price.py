@@ -1,4 +1,4 @@
-"""What hardening took away: clean accuracy per class and group, and calibration.
+"""What hardening took away: accuracy per class, group and corruption, and calibration.
 
 Hardening regresses silently: the mean hides that one class paid for all. Both audits are of the
 same samples, so every comparison is paired.
@@ -6,7 +6,7 @@ same samples, so every comparison is paired.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,8 +19,11 @@ _SURE = 0.05
 _LEAST = 0.005  # differences below half a point are not listed
 
 
-def side(report: Report) -> Side:
-    """The numbers of one audit."""
+Answers = Mapping[str, Sequence[bool]]
+
+
+def side(report: Report, corrupted: Answers | None = None) -> Side:
+    """The numbers of one audit, and the accuracies under corruptions."""
     results = report.threats
     has_proofs = any(r.verified_accuracy.k for r in results.values())
     return Side(
@@ -28,6 +31,7 @@ def side(report: Report) -> Side:
         robust={name: _accuracy(r.robust_accuracy) for name, r in results.items()},
         verified={n: _accuracy(r.verified_accuracy) for n, r in results.items() if has_proofs},
         calibration_error=calibration_error(report),
+        corrupted={name: sum(right) / len(right) for name, right in (corrupted or {}).items()},
         n_unfinished=report.n_unfinished,
     )
 
@@ -48,13 +52,19 @@ def calibration_error(report: Report) -> float:
     return float(np.abs(gaps).sum() / max(1, counts.sum()))
 
 
-def worse(before: Report, after: Report, groups: Sequence[object] | None = None) -> list[Worse]:
+def worse(
+    before: Report,
+    after: Report,
+    groups: Sequence[object] | None = None,
+    corrupted: tuple[Answers, Answers] = ({}, {}),
+) -> list[Worse]:
     """What is worse after than before, the largest loss first.
 
     Args:
         before: Audit of the model as it came.
         after: Audit of the hardened model on the same samples.
         groups: A value per audited sample, e.g. a column of the table, to compare within.
+        corrupted: Whether each sample is right under each corruption, before and after.
     """
     n = min(len(before.samples), len(after.samples))
     right = [np.asarray(r.samples.is_correct)[:n] for r in (before, after)]
@@ -71,6 +81,9 @@ def worse(before: Report, after: Report, groups: Sequence[object] | None = None)
             found.append(
                 _compared(f"clean accuracy of group {value}", right[0][own], right[1][own])
             )
+    for name, first in corrupted[0].items():
+        rights = [np.asarray(answers, dtype=bool) for answers in (first, corrupted[1][name])]
+        found.append(_compared(f"accuracy under corruption by {name}", *rights))
     errors = [calibration_error(r) for r in (before, after)]
     listed = [w for w in found if w.before - w.after > _LEAST]
     listed.sort(key=lambda w: w.after - w.before)

@@ -13,7 +13,7 @@ from holdfast.hardening.card import NAME, HardenCard, Round
 from holdfast.hardening.logs import read
 from holdfast.hardening.loop import Loop
 from holdfast.hardening.meter import Meter
-from holdfast.hardening.price import side, worse
+from holdfast.hardening.price import Answers, side, worse
 from holdfast.hardening.settings import HardenPlan
 from holdfast.hardening.state import State
 from holdfast.record import Finding
@@ -33,6 +33,7 @@ class Story:
     meter: Meter
     warned: tuple[Finding, ...]
     path: Path | None
+    corrupted: tuple[Answers, Answers]
 
 
 def make_card(
@@ -41,7 +42,9 @@ def make_card(
     """The card of a hardening that came to its end."""
     ask, ready, loop = story.ask, story.ready, story.loop
     state, spent = loop.trainer.state, story.meter.read()
-    lost = [] if before is None or after is None else worse(before, after, ask.groups)
+    lost = []
+    if before is not None and after is not None:
+        lost = worse(before, after, ask.groups, story.corrupted)
     return HardenCard(
         model=ask.model.description,
         model_path="" if story.path is None else str(story.path),
@@ -52,8 +55,8 @@ def make_card(
         recipe_at_end=loop.trainer.recipe.describe(),
         settings=settings_in_words(story.plan.settings),
         reasons=story.plan.reasons,
-        before=None if before is None else side(before),
-        after=None if after is None else side(after),
+        before=None if before is None else side(before, story.corrupted[0]),
+        after=None if after is None else side(after, story.corrupted[1]),
         rounds=_rounds(directory),
         chosen_round=_chosen_round(state),
         seconds=float(spent["seconds"] or 0),

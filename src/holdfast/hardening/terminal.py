@@ -92,6 +92,8 @@ def rows(before: Side, after: Side) -> list[tuple[str, str, str]]:
         found.append((f"verified, {threat}", *pair))
     errors = (f"{before.calibration_error:.1%}", f"{after.calibration_error:.1%}")
     found.append(("calibration error", *errors))
+    for kind, value in after.corrupted.items():
+        found.append((f"with {kind}", f"{before.corrupted.get(kind, 0):.1%}", f"{value:.1%}"))
     if before.n_unfinished or after.n_unfinished:
         found.append(("not finished", str(before.n_unfinished), str(after.n_unfinished)))
     return found
