@@ -15,14 +15,14 @@ from dataclasses import dataclass, fields, replace
 from holdfast import registry
 from holdfast.attacks.base import Attack
 from holdfast.contracts import _training as training
-from holdfast.contracts._violation import ContractViolation
+from holdfast.contracts._cases import Checked, Named, check_all
 from holdfast.defenses.base import Recipe
 
 SHORT = 3  # steps of inner attacks: enough to show conduct
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
+class Contract(Named):
     """Something that must hold for every recipe.
 
     Attributes:
@@ -31,19 +31,8 @@ class Contract:
         applies: Whether it can be asked of a recipe at all.
     """
 
-    check: Callable[[Recipe, str], None]
     every_norm: bool = False
     applies: Callable[[Recipe], bool] = lambda recipe: True
-
-    @property
-    def name(self) -> str:
-        """The name of the check."""
-        return self.check.__name__
-
-    @property
-    def summary(self) -> str:
-        """What must hold, in a line."""
-        return (self.check.__doc__ or "").strip().splitlines()[0]
 
 
 CONTRACTS: dict[str, Contract] = {
@@ -66,7 +55,7 @@ CONTRACTS: dict[str, Contract] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Case(Checked):
     """One contract for one recipe in one norm."""
 
     contract: Contract
@@ -76,14 +65,8 @@ class Case:
     def __str__(self) -> str:
         return f"{self.recipe.card.name}-{self.norm}-{self.contract.name}"
 
-    def check(self) -> None:
-        """Raise ``ContractViolation`` where the contract is not kept."""
-        try:
-            self.contract.check(shortened(self.recipe), self.norm)
-        except ContractViolation as violation:
-            raise ContractViolation(f"{self}: {violation}") from violation
-        except Exception as error:
-            raise ContractViolation(f"{self}: {type(error).__name__}: {error}") from error
+    def _check(self) -> None:
+        self.contract.check(shortened(self.recipe), self.norm)
 
 
 def shortened(recipe: Recipe) -> Recipe:
@@ -123,11 +106,4 @@ def check(recipe: type[Recipe] | Recipe) -> None:
     Raises:
         ContractViolation: with one line for each contract that is not kept.
     """
-    found: list[str] = []
-    for case in cases([recipe]):
-        try:
-            case.check()
-        except ContractViolation as violation:
-            found.append(str(violation))
-    if found:
-        raise ContractViolation("\n".join(found))
+    check_all(cases([recipe]))

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from holdfast import registry
 from holdfast.attacks.base import Attack
 from holdfast.contracts import _behaviour, _nearest, _strength, _whole
+from holdfast.contracts._cases import Checked, Named, check_all
 from holdfast.contracts._toys import RADII
-from holdfast.contracts._violation import ContractViolation
 
 SHORT, MEDIUM, LONG = 30, 500, 1000  # points per job: to show conduct, direction, strength
 EFFORT_OPTIONS = ("steps", "queries")
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
+class Contract(Named):
     """Something that must hold for every attack.
 
     Attributes:
@@ -24,18 +24,7 @@ class Contract:
         max_queries: The attack is shortened to this many points per job before the check.
     """
 
-    check: Callable[[Attack, str], None]
     max_queries: int = SHORT
-
-    @property
-    def name(self) -> str:
-        """The name of the check."""
-        return self.check.__name__
-
-    @property
-    def summary(self) -> str:
-        """What must hold, in a line."""
-        return (self.check.__doc__ or "").strip().splitlines()[0]
 
 
 CONTRACTS: dict[str, Contract] = {
@@ -71,7 +60,7 @@ CONTRACTS: dict[str, Contract] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class Case(Checked):
     """One contract for one attack in one norm."""
 
     contract: Contract
@@ -81,14 +70,8 @@ class Case:
     def __str__(self) -> str:
         return f"{self.attack.card.name}-{self.norm}-{self.contract.name}"
 
-    def check(self) -> None:
-        """Raise ``ContractViolation`` where the contract is not kept."""
-        try:
-            self.contract.check(shortened(self.attack, self.contract.max_queries), self.norm)
-        except ContractViolation as violation:
-            raise ContractViolation(f"{self}: {violation}") from violation
-        except Exception as error:
-            raise ContractViolation(f"{self}: {type(error).__name__}: {error}") from error
+    def _check(self) -> None:
+        self.contract.check(shortened(self.attack, self.contract.max_queries), self.norm)
 
 
 def shortened(attack: Attack, max_queries: int) -> Attack:
@@ -135,11 +118,4 @@ def check(attack: type[Attack] | Attack) -> None:
     Raises:
         ContractViolation: with one line for each contract that is not kept.
     """
-    found: list[str] = []
-    for case in cases([attack]):
-        try:
-            case.check()
-        except ContractViolation as violation:
-            found.append(str(violation))
-    if found:
-        raise ContractViolation("\n".join(found))
+    check_all(cases([attack]))
