@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _common import data_folder, images
-from _models import small
+from _models import ResNet2b, small
 
 
 @dataclass(frozen=True)
@@ -28,35 +28,6 @@ class Case:
     lower: Tensor
     upper: Tensor
     C: Tensor
-
-
-class ResBlock(nn.Module):
-    """A residual block without batch norm."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
-
-
-class ResNet2b(nn.Module):
-    """The network of ``resnet2b.pth``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1)
-        self.layer1 = nn.Sequential(ResBlock(8, 16, 2), ResBlock(16, 16, 1))
-        self.linear1, self.linear2 = nn.Linear(1024, 100), nn.Linear(100, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = self.layer1(F.relu(self.conv1(x))).flatten(1)
-        return self.linear2(F.relu(self.linear1(z)))
 
 
 class Attention(nn.Module):

@@ -54,6 +54,35 @@ class LeNet5(nn.Module):
         return self.linear2(F.relu(self.linear1(x.flatten(1))))
 
 
+class PlainBlock(nn.Module):
+    """A residual block without batch normalisation, as in ``resnet2b``."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1)
+        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1)
+        self.shortcut = nn.Sequential()
+        if stride > 1 or n_in != n_out:
+            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class ResNet2b(nn.Module):
+    """The network of ``resnet2b.pth``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1)
+        self.layer1 = nn.Sequential(PlainBlock(8, 16, 2), PlainBlock(16, 16, 1))
+        self.linear1, self.linear2 = nn.Linear(1024, 100), nn.Linear(100, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer1(F.relu(self.conv1(x))).flatten(1)
+        return self.linear2(F.relu(self.linear1(out)))
+
+
 def small(channels: int, width: int) -> nn.Module:
     """The convolutional network of ``mnist_fgsm`` and of several published files."""
     return nn.Sequential(

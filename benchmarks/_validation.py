@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from _common import ROOT, data_folder, images
-from _models import LeNet5, small
+from _models import LeNet5, ResNet2b, small
 
 CHOSEN_ON = ("mnist_fgsm", "mnist_clean", "cifar_cnn_a_mix")
 OWN = ROOT / "build" / "models"
@@ -34,21 +34,6 @@ class Normalised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return self.net((x - mean) / std)
-
-
-class PlainBlock(nn.Module):
-    """A residual block without batch normalisation, as in ``resnet2b``."""
-
-    def __init__(self, n_in: int, n_out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(n_in, n_out, 3, stride, 1)
-        self.conv2 = nn.Conv2d(n_out, n_out, 3, 1, 1)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or n_in != n_out:
-            self.shortcut = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.conv2(F.relu(self.conv1(x))) + self.shortcut(x))
 
 
 class Attention(nn.Module):
@@ -112,20 +97,6 @@ def residual(channels: int, width: int = 12) -> nn.Module:
         nn.Flatten(),
         nn.Linear(4 * width, 10),
     )
-
-
-class ResNet2b(nn.Module):
-    """The network of ``resnet2b.pth``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, 2, 1)
-        self.layer1 = nn.Sequential(PlainBlock(8, 16, 2), PlainBlock(16, 16, 1))
-        self.linear1, self.linear2 = nn.Linear(1024, 100), nn.Linear(100, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.layer1(F.relu(self.conv1(x))).flatten(1)
-        return self.linear2(F.relu(self.linear1(out)))
 
 
 def _cifar_base() -> nn.Module:
