@@ -16,18 +16,16 @@ import copy
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from _common import ROOT, data_folder, images, write
+from _common import ROOT, write
+from _judging import audited, is_right, rate, test_images, training_images, under_pgd, verified
 from _models import small
 from holdfast.attacks.pgd import PGD
 from holdfast.defenses.awp import AWP
@@ -50,10 +48,8 @@ from holdfast.defenses.sabr import SABR
 from holdfast.defenses.trades import TRADES
 
 PIECES = ROOT / "build" / "recipes"
-BATCH = 200
 N_VALIDATION = 300
 N_PGD, N_VERIFY = 500, 1000
-VERIFIERS = ("interval", "crown")  # cheapest first: the next sees what the last left open
 
 
 @dataclass(frozen=True)
@@ -70,6 +66,8 @@ class Case:
         settings: Other settings of the training.
         extra_threats: For recipes against several.
         n_standard: Test images for the audit.
+        batch: Images per update.
+        n_extra: Images that recipes with extra data see beside; None: as many as the others.
     """
 
     data: str
@@ -81,6 +79,8 @@ class Case:
     settings: dict[str, Any] = field(default_factory=dict)
     extra_threats: tuple[str, ...] = ()
     n_standard: int = 100
+    batch: int = 200
+    n_extra: int | None = None
 
     @property
     def eps(self) -> float:
@@ -165,32 +165,7 @@ RUNS = {
 }
 
 
-# ---------------------------------------------------------------------- data
-
-
-def training_images(case: Case) -> tuple[Tensor, Tensor]:
-    """All training images that a case may use, ``uint8`` scaled to [0, 1], and their labels."""
-    if case.data == "cifar10":
-        stored = np.load(data_folder() / "cifar10" / "cifar10_train_first4000_lossless.npz")
-        return _cifar(stored)
-    from holdfast.modalities import load
-
-    data = load(str(data_folder() / case.data / "train-images-idx3-ubyte.gz"))
-    return data.fetch(range(len(data)))
-
-
-def test_images(case: Case, n: int) -> tuple[Tensor, Tensor]:
-    """The first test images."""
-    if case.data != "cifar10":
-        return images(case.data, n)
-    x, y = _cifar(np.load(data_folder() / "cifar10" / "cifar10_test_300_lossless.npz"))
-    return x[:n], y[:n]
-
-
-def _cifar(stored: Any) -> tuple[Tensor, Tensor]:
-    x, y = (torch.from_numpy(stored[name]) for name in ("x", "y"))
-    x = x.permute(0, 3, 1, 2) if x.shape[-1] == 3 else x
-    return x.float().contiguous() / (255 if x.dtype == torch.uint8 else 1), y.long()
+# ---------------------------------------------------------------------- one run
 
 
 def network(case: Case) -> nn.Module:
@@ -198,20 +173,17 @@ def network(case: Case) -> nn.Module:
     return small(3, 8) if case.data == "cifar10" else small(1, 7)
 
 
-# ---------------------------------------------------------------------- one run
-
-
 def train(case: Case, run: Run, seed: int, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network and what it cost."""
     from holdfast.hardening.harden import harden
 
-    x, y = training_images(case)
+    x, y = training_images(case.data)
     recipe = run.recipe(case.steps)
     epochs = case.epochs * (1 - run.extra_share) / recipe.repeats  # the same number of updates
-    per_batch = BATCH * (1 - run.extra_share)
+    per_batch = case.batch * (1 - run.extra_share)
     updates = int(epochs * (case.n_train - N_VALIDATION) / per_batch)
     chosen: dict[str, Any] = {
-        "batch_size": BATCH,
+        "batch_size": case.batch,
         "n_updates": updates,
         "optimiser": "adam",
         "learning_rate": case.rate,
@@ -224,7 +196,8 @@ def train(case: Case, run: Run, seed: int, folder: Path) -> tuple[nn.Module, dic
     }
     more: dict[str, Any] = {}
     if run.extra_share:
-        more = {"extra": (x[case.n_train : 2 * case.n_train], y[case.n_train : 2 * case.n_train])}
+        last = case.n_train + (case.n_extra or case.n_train)
+        more = {"extra": (x[case.n_train : last], y[case.n_train : last])}
         chosen["extra_share"] = run.extra_share
     threats = [case.threat, *(() if run.is_plain else case.extra_threats)]
     result = harden(
@@ -255,23 +228,15 @@ def train(case: Case, run: Run, seed: int, folder: Path) -> tuple[nn.Module, dic
 
 def measure(case: Case, net: nn.Module) -> dict[str, Any]:
     """Accuracies on test images, by ever stronger attacks and by proofs."""
-    import holdfast
-
-    x, y = test_images(case, N_PGD)
-    with torch.no_grad():
-        clean = net(x).argmax(1) == y
-    x_adv = PGD(steps=50)(net, x, y, case.threat)
-    with torch.no_grad():
-        held = clean & (net(x_adv).argmax(1) == y)
-    with tempfile.TemporaryDirectory() as folder:
-        data = (x[: case.n_standard], y[: case.n_standard])
-        report = holdfast.audit(net, data, case.threat, curve_steps=0, out=folder)
-    return {
-        "clean": _rate(clean),
-        "pgd50": _rate(held),
-        "standard": report.robust_accuracy.value,
-        "n": [len(x), min(case.n_standard, len(x))],
-        **verified(case, net),
+    x, y = test_images(case.data, max(N_PGD, case.n_standard))
+    held = under_pgd(net, x[:N_PGD], y[:N_PGD], case.threat)
+    n = N_VERIFY if case.data == "mnist" else 100
+    found = audited(net, x[: case.n_standard], y[: case.n_standard], case.threat)
+    return found | {
+        "clean": rate(is_right(net, x, y)),
+        "pgd50": rate(held),
+        "n": [len(held), found["n_standard"]],
+        **verified(net, *test_images(case.data, n), case.eps),
     }
 
 
@@ -281,39 +246,12 @@ def step_ms(case: Case, run: Run, net: nn.Module) -> float:
 
     net = copy.deepcopy(net)
     step, recipe = own_step(net, case.threat), run.recipe(case.steps)
-    batch = own_batch(*test_images(case, BATCH))
+    batch = own_batch(*test_images(case.data, case.batch))
     recipe.update(step, batch)
     began = time.process_time()
     for step.index in range(3):
         recipe.update(step, batch)
     return round((time.process_time() - began) / 3 * 1000, 1)
-
-
-def verified(case: Case, net: nn.Module) -> dict[str, Any]:
-    """Proven accuracy by each bound, in float64 with all rounding errors, and its seconds."""
-    from holdfast.verifiers.bounds import bounds, margins
-
-    found: dict[str, Any] = {}
-    n = N_VERIFY if case.data == "mnist" else case.n_standard
-    x, y = test_images(case, n)
-    with torch.no_grad():
-        clean = net(x).argmax(1) == y
-    proven = torch.zeros_like(clean)
-    for method in VERIFIERS:
-        open_ = (clean & ~proven).nonzero().squeeze(1)
-        began = time.process_time()
-        if len(open_):
-            rows = margins(y[open_], 10)
-            with torch.no_grad():
-                lower = bounds(net, x[open_], case.eps, method=method, C=rows).lower
-            proven[open_] = (lower > 0).all(1)
-        found[f"verified_{method}"] = _rate(proven)
-        found[f"verified_{method}_s"] = round(time.process_time() - began, 1)
-    return found
-
-
-def _rate(holds: Tensor) -> float:
-    return round(float(holds.float().mean()), 4)
 
 
 def piece(name: str, run: str, seed: int) -> dict[str, Any]:

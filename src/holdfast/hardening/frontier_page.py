@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from functools import cache
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from holdfast.hardening import rendering
 from holdfast.hardening.card import Side
 from holdfast.hardening.frontier import Frontier, Point
 
@@ -26,11 +23,7 @@ def text(frontier: Frontier) -> str:
     rows = [names, *(_cells(p) for p in in_order(frontier))]
     widths = [max(len(row[i]) for row in rows) for i in range(len(names))]
     lines += ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
-    lines += [
-        "",
-        "* no other point is better in one thing and worse in none. Accuracies are on the ",
-    ]
-    lines[-1] += "validation samples."
+    lines += ["", _NOTE]
     lines += [_failed(p) for p in frontier.points if p.failure]
     if frontier.before is not None:
         lines += ["", f"Audited under the standard cascade on {frontier.audited_on}:"]
@@ -97,17 +90,14 @@ def _failed(point: Point) -> str:
 
 def render(frontier: Frontier) -> str:
     """The page."""
-    return (
-        _environment()
-        .get_template("frontier.html")
-        .render(
-            frontier=frontier,
-            lead=lead(frontier),
-            rows=[(p, _cells(p)) for p in in_order(frontier)],
-            failures=[_failed(p) for p in frontier.points if p.failure],
-            audits=_audits(frontier),
-            chart=chart(frontier),
-        )
+    return rendering.render(
+        "frontier.html",
+        frontier=frontier,
+        lead=lead(frontier),
+        rows=[(p, _cells(p)) for p in in_order(frontier)],
+        failures=[_failed(p) for p in frontier.points if p.failure],
+        audits=_audits(frontier),
+        chart=chart(frontier),
     )
 
 
@@ -115,17 +105,6 @@ def _audits(frontier: Frontier) -> list[tuple[str, Side]]:
     sides = [("as it came", frontier.before)]
     sides += [(settings(p), p.audit) for p in frontier.efficient]
     return [(name, side) for name, side in sides if side is not None]
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("holdfast.hardening"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
 
 
 def chart(frontier: Frontier) -> Markup:
@@ -154,9 +133,7 @@ def chart(frontier: Frontier) -> Markup:
     axes.margins(0.14)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return Markup(out.getvalue()[out.getvalue().index("<svg") :])
+    return rendering.svg(figure)
 
 
 def _percent(points: list[Point], name: str) -> list[float]:

@@ -111,24 +111,10 @@ def harden(
         InputError: where something does not fit together; nothing was changed.
         JournalError: where the directory holds another hardening, or the disk is full.
     """
-    ask = build_ask(
-        model,
-        train,
-        validation,
-        threat,
-        recipe=recipe,
-        budget=budget,
-        epochs=epochs,
-        from_scratch=from_scratch,
-        test=test,
-        extra=extra,
-        audit=audit,
-        n_audit=n_audit,
-        groups=groups,
-        seed=seed,
-        device=device,
-        **settings,
-    )
+    given = {**locals(), **settings}
+    for name in ("settings", "out", "on_event"):
+        del given[name]
+    ask = build_ask(**given)
     directory = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     result = listen(run_hardening(ask, directory), on_event)
     if out is None:

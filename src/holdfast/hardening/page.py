@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-from functools import cache
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from holdfast.hardening import terminal
+from holdfast.hardening import rendering, terminal
 from holdfast.hardening.card import HardenCard
 
 
@@ -17,25 +13,14 @@ def render(card: HardenCard) -> str:
     rows = []
     if card.before is not None and card.after is not None:
         rows = terminal.rows(card.before, card.after)
-    page = _environment().get_template("card.html")
-    return page.render(
+    return rendering.render(
+        "card.html",
         card=card,
         lead=terminal.lead(card),
         rows=rows,
         cost=terminal.cost(card),
         worse=terminal.worse_lines(card),
         chart=_chart(card),
-    )
-
-
-@cache
-def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("holdfast.hardening"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
     )
 
 
@@ -56,6 +41,4 @@ def _chart(card: HardenCard) -> Markup:
     axes.set(xlabel="seconds of training", ylabel="validation accuracy (%)", ylim=(0, 100))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None})
-    return Markup(out.getvalue()[out.getvalue().index("<svg") :])
+    return rendering.svg(figure)

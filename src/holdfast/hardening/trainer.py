@@ -235,7 +235,8 @@ def _optimiser(settings: Settings, weights: list[torch.nn.Parameter]) -> torch.o
         momentum = settings.momentum
         return torch.optim.SGD(weights, rate, momentum, weight_decay=decay, nesterov=momentum > 0)
     kind = torch.optim.Adam if settings.optimiser == "adam" else torch.optim.AdamW
-    return kind(weights, rate, weight_decay=decay)
+    is_plain = all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
+    return kind(weights, rate, weight_decay=decay, fused=is_plain)  # a fifth of a small update
 
 
 def _parts(batch: Batch, n: int) -> Iterator[Batch]:
