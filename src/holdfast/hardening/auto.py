@@ -31,8 +31,8 @@ from holdfast.hardening.validation import passes_per_sample, trains_bounds, watc
 from holdfast.model import Model
 from holdfast.threat import Threat
 
-# Epochs that PGD training with so many steps should have at least, dearest first: a rule of thumb,
-# between the one to three of Croce and Hein (2022) for fine-tuning and the 15 of Wong et al. (2020).
+# Epochs that PGD training with so many steps should have at least, dearest first: a rule of thumb
+# between fine-tuning (1 to 3: Croce and Hein, 2022) and training from scratch (15: Wong et al.).
 _STEPS_FOR_EPOCHS = ((10, 12.0), (7, 8.0), (5, 5.0), (3, 3.0), (2, 1.5))
 _LARGE_EPOCHS = 40.0  # of PGD-10: from here on weight perturbation pays
 _FEW_UPDATES = 1500  # of PGD training with two steps: below, batches are halved
