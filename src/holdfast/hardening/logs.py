@@ -24,6 +24,9 @@ class Log:
         self.path = None if directory is None else directory / NAME
         self._board = None if directory is None else _board(directory)
         self._tracker = None if directory is None else _tracker()
+        self._own_run: Any = None
+        if directory is not None and self._tracker is not None and not self._tracker.active_run():
+            self._own_run = self._tracker.start_run(run_name=directory.name)
 
     def write(self, what: str, index: int, record: Any) -> None:
         """Append one measurement: a dataclass of plain values."""
@@ -58,9 +61,12 @@ class Log:
         draft.replace(self.path)
 
     def close(self) -> None:
-        """Flush the board."""
+        """Flush the board, and end the run that was begun here."""
         if self._board is not None:
             self._board.close()
+        if self._tracker is not None and self._own_run is not None:
+            self._tracker.end_run()
+            self._own_run = None
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
@@ -84,7 +90,10 @@ def _index(line: str) -> int:
 
 
 def _tracker() -> Any:
-    """MLflow where it is installed and told where to write (``MLFLOW_TRACKING_URI``)."""
+    """MLflow where it is installed and told where to write (``MLFLOW_TRACKING_URI``).
+
+    Measurements go into the run that is open, else into one of their own.
+    """
     if "MLFLOW_TRACKING_URI" not in os.environ:
         return None
     try:
