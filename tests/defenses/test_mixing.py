@@ -26,6 +26,8 @@ def test_an_epoch_is_one_pass_over_the_real_data(n_real, n_extra, batch_size, sh
         assert len(real) + len(extra) == batch_size
         assert len(extra) == round(share * batch_size)
     assert all(((extra >= 0) & (extra < n_extra)).all() for _, extra in batches)
+    if mixed.n_real_per_batch > 1 and n_real > 1:
+        assert min(len(real) for real, _ in batches) > 1  # batch norm cannot take a single one
 
 
 def test_no_extra_sample_comes_twice_before_all_came_once():

@@ -8,7 +8,6 @@ any recipe runs on it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import final
@@ -64,8 +63,15 @@ class MixedBatches:
 
     @property
     def n_batches(self) -> int:
-        """Batches per epoch; the last one may be smaller."""
-        return math.ceil(self.n_real / self.n_real_per_batch)
+        """Batches per epoch; the last one may be smaller, or larger by one."""
+        return len(self._sizes())
+
+    def _sizes(self) -> list[int]:
+        """Real samples in each batch; never a single one alone, which batch norm cannot take."""
+        full, rest = divmod(self.n_real, self.n_real_per_batch)
+        if rest == 1 and full:
+            return [self.n_real_per_batch] * (full - 1) + [self.n_real_per_batch + 1]
+        return [self.n_real_per_batch] * full + [rest] * bool(rest)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Positions of the real and of the extra samples of every batch, int64 ``(r,), (e,)``."""
@@ -73,7 +79,7 @@ class MixedBatches:
         per_batch = self.batch_size - self.n_real_per_batch
         per_epoch = self._n_extra_for(self.n_real)
         start = number * per_epoch
-        for k, real in enumerate(order.split(self.n_real_per_batch)):
+        for k, real in enumerate(order.split(self._sizes())):
             first = start + k * per_batch
             yield real, self._extra(first, first + self._n_extra_for(len(real)))
 

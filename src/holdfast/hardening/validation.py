@@ -146,7 +146,8 @@ def proven(step: Lent, batch: Batch) -> Tensor:
 
 def attacked(step: Lent, batch: Batch, attack: Attack, threat: Threat, ramp: float = 1.0) -> Tensor:
     """Whether each sample is still right ``(n,)`` after an attack at the (share of the) radius."""
-    same = replace(step, ramp=ramp, index=0, repeat=0)  # same random numbers at every validation
+    # The network as it will be used, and the same random numbers at every validation.
+    same = replace(step, ramp=ramp, index=0, repeat=0, is_eval=True)
     x_adv = same.attack(batch, attack, threat=threat, keep="best")
     return correct(step, x_adv, batch.y)
 
@@ -179,7 +180,7 @@ def watch(step: Lent, samples: Samples, *, is_glance: bool = False) -> Watch:
     ids, x, y = next(iter(samples.validation(n)))
     batch = _batch(ids.to(x.device), x, y, torch.arange(len(x), device=x.device))
     ramp = max(step.ramp, _SMALLEST_RAMP)
-    same = replace(step, ramp=ramp, index=0, repeat=0)
+    same = replace(step, ramp=ramp, index=0, repeat=0, is_eval=True)
     noisy = same.bind(batch).sample(same.rng(batch, 5))
     at_x, at_noise = (_gradients(same, z, y) for z in (x, noisy))
     norms = at_x.norm(dim=1) * at_noise.norm(dim=1)
