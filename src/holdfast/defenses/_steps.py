@@ -7,12 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from holdfast.attacks.base import Attack
+from holdfast.attacks.pgd import PGD
 from holdfast.defenses.base import Batch, Step
 from holdfast.errors import PlanError, ThreatError
 from holdfast.perturbations.ball import Ball
 from holdfast.rows import like
 from holdfast.threat import AllowedSet, Threat
 
+_OF_TWO = 0.75  # of the radius
 _BEYOND = 1e9  # a radius larger than any domain
 
 
@@ -24,6 +27,19 @@ def stepped(step: Step, batch: Batch, allowed: AllowedSet, start: Tensor, size: 
     gradient = step.input_gradient(start, batch.cross_entropy)
     direction = allowed.direction(gradient, start)
     return start + like(size * allowed.radius, direction) * direction
+
+
+def gentle(attack: Attack, threat: Threat) -> Attack:
+    """The attack with smaller steps where it has two, in linf, and no step size of its own.
+
+    With the attack's own, as large as the radius, both steps end in corners and training learns
+    less: see docs/design/recipes.md.
+    """
+    if not isinstance(attack, PGD) or attack.step_size is not None or attack.steps != 2:
+        return attack
+    if not isinstance(threat, Ball) or threat.norm != "linf" or isinstance(threat.eps, Tensor):
+        return attack
+    return replace(attack, step_size=_OF_TWO * threat.eps)
 
 
 def in_domain(allowed: AllowedSet, z: Tensor) -> Tensor:
