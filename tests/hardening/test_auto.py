@@ -72,6 +72,19 @@ def test_what_the_user_fixes_stays(monkeypatch):
     assert choice.settings.n_updates == 8  # 360 samples, two epochs
 
 
+def test_what_is_chosen_for_epochs_hangs_on_no_measurement(monkeypatch):
+    """A machine that is slow now and then fast must come to the same settings."""
+    found = []
+    for speed in (1.0, 0.001):
+        costs = replace(COSTS, fixed_s=0.01 * speed, step_s=0.005 / speed)
+        monkeypatch.setattr(
+            auto, "measure", lambda setup, size, s, costs=costs: replace(costs, batch_size=size)
+        )
+        found.append(auto.choose(asked(epochs=2), setup()))
+    assert found[0].settings == found[1].settings
+    assert found[0].recipe == found[1].recipe
+
+
 def test_too_little_time_names_what_would_do(monkeypatch):
     with pytest.raises(PlanError, match=r"--budget \d+s"):
         chosen(monkeypatch, 0.02)

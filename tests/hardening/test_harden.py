@@ -185,8 +185,10 @@ def test_no_gain_is_told():
 
 def test_no_validation_split_possible():
     data = small.digits(12)
-    with pytest.raises(DataError, match="No validation samples can be set apart"):
+    with pytest.raises(DataError, match=r"set apart: class 2 has 1 of the 12 .*--validation"):
         run(train=data)
+    with pytest.raises(DataError, match=r"9 of the 500 .* would be .*; 10 classes need"):
+        run(n_validation=9)
 
 
 def test_a_threat_that_does_not_fit_the_data():
@@ -216,10 +218,11 @@ def test_probabilities_are_refused_with_a_way_out():
 
 
 def test_nan_in_the_data():
-    data = small.digits(400)
-    data.x[399, 0, 0, 0] = torch.nan
-    with pytest.raises(DataError, match="Sample 399 has NaN"):
-        run(train=data)
+    for sample in (7, 399):  # in the first batch, which the model is tried on, and far behind
+        data = small.digits(400)
+        data.x[sample, 0, 0, 0] = torch.nan
+        with pytest.raises(DataError, match=rf"Sample {sample} .*has NaN"):
+            run(train=data)
 
 
 def test_a_budget_too_small_for_one_epoch():

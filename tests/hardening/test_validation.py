@@ -5,7 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from holdfast import registry
 from holdfast.attacks.pgd import PGD
+from holdfast.contracts.defenses import shortened
 from holdfast.defenses.awp import AWP
 from holdfast.defenses.ibp import IBP
 from holdfast.defenses.pgd_training import PGDTraining
@@ -78,17 +80,22 @@ def test_a_certified_training_keeps_the_weights_that_prove_most(tmp_path):
     assert [r.verified for r in result.card.rounds] == [e.verified_accuracy for e in rounds]
 
 
-def test_epochs_and_batch_size_are_as_they_were_asked_for():
-    for batch_size in (25, 90):
-        result = harden(
-            small.fitted(1),
-            small.digits(500),
-            threat=small.THREAT,
-            recipe=PGDTraining(PGD(steps=1)),
-            epochs=2,
-            batch_size=batch_size,
-            audit=False,
-        )
-        assert result.card.settings["batch_size"] == batch_size
-        assert result.card.updates == 2 * -(-450 // batch_size)
-        assert result.card.epochs == 2
+@pytest.mark.parametrize("name", sorted(registry.recipes()))
+def test_epochs_and_batch_size_are_as_they_were_asked_for(name):
+    """180 samples to train on: 8 batches an epoch, the last one smaller."""
+    card = registry.recipes()[name].card
+    threats = [small.THREAT if "linf" in card.norms else "l2:0.5"]
+    threats += ["l2:0.5"] if card.n_threats == 0 else []
+    result = harden(
+        small.fitted(1),
+        small.digits(200),
+        threat=threats,
+        recipe=shortened(registry.recipe(name)),
+        epochs=2,
+        batch_size=25,
+        validation_steps=1,
+        audit=False,
+    )
+    assert result.card.settings["batch_size"] == 25
+    assert result.card.updates == 2 * 8
+    assert result.card.epochs == 2

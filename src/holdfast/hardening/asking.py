@@ -100,7 +100,10 @@ def prepare(ask: Ask, device: torch.device) -> Ready:
     copy = network.trainable_copy(ask.model)
     x, y = ask.train.fetch(range(min(N_CHECKED, len(ask.train))))
     if not bool(torch.isfinite(x).all()):
-        raise DataError("The training data has NaN or infinite values. Remove or repair them.")
+        bad = int((~torch.isfinite(x.flatten(1)).all(1)).nonzero()[0])
+        raise DataError(
+            f"Sample {bad} of the training data has NaN or infinite values. Remove or repair it."
+        )
     for threat in ask.threats:
         threat.check(ask.model.domain, tuple(ask.train.shape))
     _check_recipe(ask.recipe, ask.threats)

@@ -161,13 +161,17 @@ def _closing_s(settings: Settings, costs: Costs, threats: tuple[Threat, ...]) ->
 
 
 def _smaller(asked: Asked, costs: Costs, setup: Setup) -> Costs:
-    """Costs of a smaller batch, where the budget buys few updates: more of them learn more."""
+    """Costs of a smaller batch, where the time buys few updates: more of them learn more.
+
+    Epochs are repeatable, so what is chosen for them hangs on no measurement.
+    """
     least, n_train = _sizes(setup.model.device)[0] // 2, setup.samples.n_train
-    while "batch_size" not in asked.fixed and costs.batch_size > least:
+    is_free = asked.seconds is not None and "batch_size" not in asked.fixed
+    while is_free and costs.batch_size > least:
         updates = _epochs(asked, costs, n_train, 2) * n_train / costs.batch_size
         if updates >= _FEW_UPDATES:
             return costs
-        share = _MEASURE_SHARE * (asked.seconds or 60.0) / 2
+        share = _MEASURE_SHARE * (asked.seconds or 0) / 2
         less = measure(setup, costs.batch_size // 2, min(_MOST_MEASURE_S, share))
         if less.update_s(2) > _MOST_OF_DOUBLE * costs.update_s(2):
             return costs

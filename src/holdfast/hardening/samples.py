@@ -52,12 +52,9 @@ def stratified(y: Tensor, seed: int, n_validation: int | None = None) -> Split:
     )
     classes, counts = y.unique(return_counts=True)
     if int(counts.min()) < _FEWEST_PER_CLASS or wanted < len(classes) or wanted >= n:
-        rare = int(classes[counts.argmin()])
         raise DataError(
-            f"No validation samples can be set apart: of {n} training samples, class {rare} has "
-            f"{int(counts.min())}, and {max(wanted, 0)} would be for the validation of "
-            f"{len(classes)} classes. Give more data, or validation data of their own "
-            "(validation=, --validation)."
+            f"No validation samples can be set apart: {_too_few(classes, counts, wanted)}. Give "
+            "more data, or validation data of their own (validation=, --validation)."
         )
     order = torch.randperm(n, generator=_generator(seed, 1))
     turns: list[tuple[float, int]] = []
@@ -69,6 +66,18 @@ def stratified(y: Tensor, seed: int, n_validation: int | None = None) -> Split:
     is_left = torch.ones(n, dtype=torch.bool)
     is_left[validation] = False
     return Split(is_left.nonzero().squeeze(1), validation, True)
+
+
+def _too_few(classes: Tensor, counts: Tensor, wanted: int) -> str:
+    """Why these samples cannot be divided."""
+    if int(counts.min()) < _FEWEST_PER_CLASS:
+        rare = int(classes[counts.argmin()])
+        have = f"class {rare} has {int(counts.min())} of the {int(counts.sum())} training samples"
+        return f"{have}, and needs {_FEWEST_PER_CLASS}: one to train on, one to validate on"
+    return (
+        f"{max(wanted, 0)} of the {int(counts.sum())} training samples would be for validation; "
+        f"{len(classes)} classes need at least {len(classes)}, and some must be left to train on"
+    )
 
 
 def _generator(seed: int, purpose: int) -> torch.Generator:
