@@ -22,7 +22,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from _common import ROOT, write
+from _common import ROOT, commit, write
 from _judging import audited, is_right, rate, test_images, training_images, under_pgd, verified
 from _models import small
 
@@ -217,7 +217,7 @@ def piece(name: str, seed: int) -> Found:
         return json.loads(done.read_text())
     folder.mkdir(parents=True, exist_ok=True)
     found = {"case": name, "seed": seed, **CASES[name](seed, folder)}
-    found["load"] = round(os.getloadavg()[0], 1)
+    found |= {"load": round(os.getloadavg()[0], 1), "commit": commit()}
     done.write_text(json.dumps(found))
     print(json.dumps(found), flush=True)
     return found
