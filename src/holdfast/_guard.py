@@ -13,6 +13,9 @@ from torch import nn
 def guarded(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None]:
     """Evaluation mode and no weight gradients on ``device`` inside; everything restored after.
 
+    Compiled code runs as it was written: attacks ask for several gradients of one forward pass,
+    and look into the network, which compiled code may refuse.
+
     Restored are each sub-module's own training flag, each parameter's ``requires_grad``, all
     buffers, the device, torch's random state and its float32 precision settings. ``.grad`` is never
     touched: gradients are taken with respect to inputs only.
@@ -20,6 +23,7 @@ def guarded(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(_module_restored(module, device))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_float32())
         stack.enter_context(torch.random.fork_rng(devices=_cuda_index(device)))
         yield
