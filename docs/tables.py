@@ -283,6 +283,13 @@ _RESULTS: dict[str, dict[str, str]] = {
         "proven, linear": "verified_crown",
         "ms per update": "step_ms",
     },
+    "harden": {
+        "case": "what",
+        "seed": "seed",
+        "asked": "asked",
+        "measured": "measured",
+        "python benchmarks/...": "again",
+    },
     "verdicts": {"what": "what", "asked": "asked", "measured": "value"},
 }
 

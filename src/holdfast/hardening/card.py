@@ -44,7 +44,7 @@ class Side(_Part):
     calibration_error: float
     """Expected calibration error over 15 bins of confidence, on unchanged inputs."""
     corrupted: dict[str, float] = {}
-    """Accuracy under ordinary damage, by kind; see :mod:`holdfast.hardening.corruptions`."""
+    """Accuracy under ordinary damage (noise, blur, faint images, ...), by kind."""
     n_unfinished: int
     """Samples whose attacks the budget cut short: they count as unbroken."""
 
@@ -56,8 +56,8 @@ class Worse(_Part):
     before: float
     after: float
     n: int
-    is_sure: bool
-    """Whether the difference is more than chance (paired test, 5%)."""
+    is_sure: bool | None
+    """Whether the difference is more than chance (paired test, 5%); None: not tested."""
 
 
 class Round(_Part):

@@ -89,7 +89,7 @@ def worse(
     listed.sort(key=lambda w: w.after - w.before)
     if errors[1] > errors[0] + _LEAST:
         listed.append(
-            Worse(what="calibration error", before=errors[0], after=errors[1], n=n, is_sure=False)
+            Worse(what="calibration error", before=errors[0], after=errors[1], n=n, is_sure=None)
         )
     return listed
 

@@ -66,7 +66,7 @@ def worse_lines(card: HardenCard) -> list[str]:
     """What got worse, one line each."""
     lines = []
     for w in card.worse:
-        sure = "" if w.is_sure else ", perhaps chance"
+        sure = ", perhaps chance" if w.is_sure is False else ""
         lines.append(f"{w.what}: {w.before:.1%} -> {w.after:.1%} (n={w.n}{sure})")
     return lines
 
