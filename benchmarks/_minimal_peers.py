@@ -86,7 +86,7 @@ def advlib(folder: Path) -> dict[str, dict[str, Run]]:
     found["l1"] |= {"advlib alma": plain("alma", option="num_steps", distance="l1")}
     found["l0"] |= {
         "advlib sigma_zero": plain("sigma_zero", option="num_steps"),
-        "advlib pdpgd 2/3": plain("pdpgd", option="num_steps", norm=0, proximal_operator=2 / 3),
+        "advlib pdpgd 2/3": plain("pdpgd", option="num_steps", norm=0, proximal_operator=23),
         "advlib vfga": plain("vfga", 22, "max_iter", targeted=False),
     }
     return found

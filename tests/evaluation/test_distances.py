@@ -123,18 +123,22 @@ def test_the_curve_is_the_distances():
     for radius, value in zip(eps, accuracy, strict=True):
         assert found.robust_accuracy(radius).value == pytest.approx(value)
     assert found.median == 0.2
+    four = MinimalDistances("l2", distance[:4], torch.zeros(4, 1), ("a",) * 4, zero[:4], zero[:4])
+    assert four.median == 0.1  # the distance that half of the samples do not exceed
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("budget", [50, 1000])
-def test_the_default_attacks_fit_the_budget(norm, budget):
-    stages = portfolio(norm, budget)
-    assert sum(passes for _, passes in stages) <= budget
-    for attack, passes in stages:
-        jobs = max(1, attack.option("n_targets", 0))
-        assert attack.card.is_minimal
-        assert norm in attack.card.norms
-        assert attack.max_queries * jobs <= passes
+@pytest.mark.parametrize("budget", [50, 190, 1000])
+@pytest.mark.parametrize("n_wrong", [1, 9])
+def test_the_default_attacks_fit_the_budget(norm, budget, n_wrong):
+    turns = portfolio(norm, budget, n_wrong)
+    assert sum(turn.passes for turn in turns) <= budget
+    for turn in turns:
+        card, jobs = turn.attack.card, max(1, turn.attack.option("n_targets", 0))
+        assert card.is_minimal
+        assert norm in card.norms
+        assert jobs <= n_wrong
+        assert turn.attack.max_queries * jobs <= turn.passes
 
 
 @pytest.mark.parametrize(

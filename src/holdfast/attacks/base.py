@@ -68,6 +68,8 @@ class Problem:
         logits: The model's answer to ``x``, ``(n, k)``: known from the clean pass, free of charge.
         goal: Class that the attacker wants ``(n,)`` int64, or -1 where any wrong one will do;
             None: the same as ``target``, which may be no more than a direction to try.
+        start: Points to begin at ``(n, *shape)``, where the attack can begin anywhere in the
+            domain; None: at ``x``.
     """
 
     x: Tensor
@@ -77,6 +79,7 @@ class Problem:
     rng: Rng
     logits: Tensor
     goal: Tensor | None = None
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,16 +103,17 @@ class FAB(Attack):
         return 2 * self.steps * self.starts
 
     def init(self, problem: Problem) -> FABState:
-        """Start at x."""
+        """Start at x, or at the points given: those that fool are drawn back at once."""
         zero = torch.zeros_like(problem.y)
+        x = problem.x if problem.start is None else problem.start
         return FABState(
             allowed=problem.allowed,
             y=problem.y,
             target=problem.target,
             goal=goal_of(problem),
-            x=problem.x.clone(),
+            x=x.clone(),
             best=torch.full(zero.shape, torch.inf, device=zero.device, dtype=problem.x.dtype),
-            is_candidate=zero > 0,
+            is_candidate=(x != problem.x).flatten(1).any(1),
             step=zero,
             start=zero.clone(),
             rng=problem.rng,

@@ -101,17 +101,18 @@ class ShrinkingBall(Attack):
         return self.steps
 
     def init(self, problem: Problem) -> ShrinkingBallState:
-        """Start at x."""
+        """Start at x, or at the points given."""
         zero = torch.zeros_like(problem.y)
+        start = problem.x if problem.start is None else problem.start
         far = torch.full(zero.shape, torch.inf, dtype=problem.x.dtype, device=zero.device)
         return ShrinkingBallState(
             allowed=problem.allowed,
             y=problem.y,
             target=problem.target,
             goal=goal_of(problem),
-            x=problem.x.clone(),
-            x_before=problem.x.clone(),
-            radius=torch.zeros_like(far),
+            x=start.clone(),
+            x_before=start.clone(),
+            radius=length(start - problem.x, norm_of(problem.allowed)).to(far.dtype),
             best=far,
             share=torch.full_like(far, FIRST_SHARE),
             step=zero,

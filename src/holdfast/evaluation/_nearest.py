@@ -13,7 +13,7 @@ from holdfast.attacks._hyperplane import length
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Attack, Objective, Problem, Query
 from holdfast.engine.cascade import Step, rank_wrong, walk
-from holdfast.engine.jobs import Job
+from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import Rules, Slots
@@ -70,23 +70,63 @@ class Search:
         ranked = rank_wrong(self.logits, self.y, attack.option("n_targets", 0)).tolist()
         goals = self.goal.tolist()
         pairs = [(i, *job) for i in self.open.tolist() for job in walk(step, ranked[i], goals[i])]
+        self._run(step, pairs, max_passes, size, from_best=False)
+
+    def refine(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
+        """Let an attack go on from the nearest input known, towards the class that it reached.
+
+        The attack must honour :attr:`~holdfast.attacks.base.Problem.start`. Samples of which no
+        such input is known begin at x, towards the likeliest wrong class.
+        """
+        rows = self.open
+        reached_class = rank_wrong(self.model.logits(self.x_adv[rows]), self.y[rows], 1)
+        self.forward[rows] += 1
+        aims = torch.where(self.goal[rows] < 0, reached_class[:, 0], self.goal[rows])
+        pairs = [(i, k, 0) for i, k in zip(rows.tolist(), aims.tolist(), strict=True)]
+        step = Step(number, attack.card.name, attack)
+        self._run(step, pairs, max_passes - 1, size, from_best=True)
+
+    def _run(
+        self,
+        step: Step,
+        pairs: list[tuple[int, int, int]],
+        max_passes: int,
+        size: int,
+        *,
+        from_best: bool,
+    ) -> None:
+        """Jobs (sample, target, restart), which share the passes of their sample."""
         n_jobs = len(pairs) // max(1, len(self.open))
         limit = (max_passes - JUDGING) // max(1, n_jobs)
         slots = Slots(self.model, size, Rules(stop_when_fooled=False, keep_best=True))
         while pairs or not slots.is_empty:
             start, pairs = pairs[: slots.free], pairs[slots.free :]
             if start:
-                self._start(slots, step, start, limit)
-            for ended in slots.tick():
-                i = ended.job.sample
-                self.forward[i] += ended.forward
-                self.backward[i] += ended.backward
-                if ended.best is not None and -ended.best_score < self.distance[i]:
-                    row = torch.tensor([i], device=self.y.device)
-                    self.offer(row, ended.best[None], number)
+                self._start(slots, step, start, limit, from_best)
+            self._take(slots.tick(), step.stage)
+
+    def _take(self, over: list[Ended], number: int) -> None:
+        """Count what jobs that are over have spent, and judge the nearest find of each sample."""
+        nearest: dict[int, Ended] = {}
+        for ended in over:
+            i = ended.job.sample
+            self.forward[i] += ended.forward
+            self.backward[i] += ended.backward
+            known = nearest[i].best_score if i in nearest else -float(self.distance[i])
+            if ended.best is not None and ended.best_score > known:
+                nearest[i] = ended
+        if nearest:
+            rows = torch.tensor(list(nearest), device=self.y.device)
+            points = [ended.best for ended in nearest.values() if ended.best is not None]
+            self.offer(rows, torch.stack(points).to(self.x.device), number)
 
     def _start(
-        self, slots: Slots, step: Step, start: list[tuple[int, int, int]], limit: int
+        self,
+        slots: Slots,
+        step: Step,
+        start: list[tuple[int, int, int]],
+        limit: int,
+        from_best: bool,
     ) -> None:
         rows, target, restart = (
             torch.tensor(column, device=self.y.device) for column in zip(*start, strict=True)
@@ -100,6 +140,7 @@ class Search:
             allowed.resized(known),
             take(self.rng, rows).fold(step.stage).fold(target).fold(restart),
             self.logits[rows],
+            start=self.x_adv[rows] if from_best else None,
         )
         jobs = [Job(i, 0, t, r, max_passes=limit) for i, t, r in start]
         slots.add(step.attack, jobs, problem, self.goal[rows])

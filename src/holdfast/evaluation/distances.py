@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,9 +32,8 @@ from holdfast.threat import Access
 BISECTIONS = 8  # of the polish: the distance known to 1/256 of itself
 UNDO_ROUNDS, UNDO_STEPS = 2, 5  # in l0, where coordinates are given back instead
 SMALLEST_BUDGET = 40
-N_TARGETS = 3  # classes that FAB goes for, likeliest first
-SHARES = {"linf": 0.6, "l2": 0.4, "l1": 0.4}  # of the passes, for the first attack
-ENOUGH, MOST = 160, 0.75  # passes that the first attack needs to arrive, if so many are there
+MOST_TARGETS = 5  # classes that are gone for, likeliest first
+ARRIVES = {"linf": 45, "l2": 45, "l1": 90}  # passes that a run needs to get near the boundary
 
 
 @dataclass(frozen=True)
@@ -140,8 +139,8 @@ def minimal_distances(
         InputError: where model, data and options do not fit together.
     """
     model, norm = Model.wrap(model), ALIASES.get(norm.lower(), norm.lower())
-    stages = _stages(norm, attacks, budget)
-    _check(model, norm, stages, x, y, targets)
+    _check_options(norm, attacks, budget)
+    _check_data(model, x, y, targets)
     data = ArrayData(x.detach(), y)
     keys = scan(ArrayData(x.detach().cpu(), y.cpu()), model.domain).keys.to(model.device)
     clean = inside(x.detach().float().to(model.device), model.domain)
@@ -151,13 +150,16 @@ def minimal_distances(
         preflight(model, *data.fetch(range(min(len(x), 16))), y)
         size = batch_size or model.batch_size or model.call_rows(data.shape)
         search = Search(model, clean, labels, goal, norm, Rng(keys).fold(seed))
-        for number, (attack, passes) in enumerate(stages):
-            search.attack(attack, number, passes, size)
+        n_wrong = search.logits.shape[1] - 1 if targets is None else 1
+        turns = _turns(norm, attacks, budget, n_wrong)
+        for number, turn in enumerate(turns):
+            look = search.refine if turn.goes_on else search.attack
+            look(turn.attack, number, turn.passes, size)
         if norm == "l0":
             undo(search, UNDO_ROUNDS, UNDO_STEPS)
         else:
             polish(search, BISECTIONS)
-    names = [attack.card.name for attack, _ in stages]
+    names = [turn.attack.card.name for turn in turns]
     return MinimalDistances(
         norm=norm,
         distance=search.distance.cpu(),
@@ -168,28 +170,52 @@ def minimal_distances(
     )
 
 
-def portfolio(norm: str, budget: int) -> list[tuple[Attack, int]]:
+class Turn(NamedTuple):
+    """An attack, its passes per sample, and whether it goes on from the nearest input known."""
+
+    attack: Attack
+    passes: int
+    goes_on: bool = False
+
+
+def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     """The attacks used by default, each with its passes per sample.
 
-    First a search that gets near within few steps whatever the network's scale; then projections
-    onto the linearised boundary, towards several classes: where the first one is caught on the
-    wrong part of the boundary, they start from elsewhere. Where passes are few the first attack
-    gets most of them: half a search finds little. In l0 sigma-zero has them all.
+    Half of the passes look around: one run towards each of the likeliest wrong classes, as many as
+    arrive within them, for the boundaries of several classes are often about equally near. The
+    other half goes on from the nearest input found. In l0 sigma-zero has them all.
+
+    Args:
+        norm: ``linf``, ``l2``, ``l1`` or ``l0``.
+        budget: Passes per sample.
+        n_wrong: Wrong classes that there are.
     """
     make = registry.attack
     if norm == "l0":
-        return [(make("sigma_zero", steps=max(1, budget // 2 - JUDGING)), budget)]
-    first = int(budget * max(SHARES[norm], min(MOST, ENOUGH / budget)))
-    rest = budget - first
-    steps = max(1, first // 2 - JUDGING)
-    each = max(1, rest // (2 * N_TARGETS) - JUDGING)
-    then = make("fab", steps=each, n_targets=N_TARGETS, is_thrifty=True)
-    return [(make("shrinking_ball", steps=steps), first), (then, rest)]
+        return [Turn(make("sigma_zero", steps=max(1, budget // 2 - JUDGING)), budget)]
+    half = budget // 2
+    n_targets = max(1, min(MOST_TARGETS, n_wrong, half // ARRIVES[norm]))
+    look = {"steps": max(1, half // (2 * n_targets) - JUDGING), "n_targets": n_targets}
+    around = make("shrinking_ball", **look)
+    if norm != "linf":
+        around = make("fab", is_thrifty=True, **look)
+    rest = budget - half
+    onward = make("shrinking_ball", steps=max(1, rest // 2 - JUDGING))
+    return [Turn(around, half), Turn(onward, rest, goes_on=True)]
 
 
-def _stages(
-    norm: str, attacks: Sequence[str | Attack] | None, budget: int
-) -> list[tuple[Attack, int]]:
+def _turns(
+    norm: str, attacks: Sequence[str | Attack] | None, budget: int, n_wrong: int
+) -> list[Turn]:
+    undoing = UNDO_ROUNDS * (2 + UNDO_STEPS + JUDGING)
+    left = budget - (undoing if norm == "l0" else BISECTIONS + JUDGING)
+    if attacks is None:
+        return portfolio(norm, left, n_wrong)
+    chosen = [registry.attack(a) if isinstance(a, str) else a for a in attacks]
+    return [Turn(attack, left // len(chosen)) for attack in chosen]
+
+
+def _check_options(norm: str, attacks: Sequence[str | Attack] | None, budget: int) -> None:
     if norm not in SHAPES:
         raise PlanError(f"Unknown norm {norm!r}. Use one of: {', '.join(SHAPES)}.")
     if budget < SMALLEST_BUDGET:
@@ -197,36 +223,24 @@ def _stages(
             f"The budget is {budget} passes per sample; give at least {SMALLEST_BUDGET}, "
             "better 1000."
         )
-    undoing = UNDO_ROUNDS * (2 + UNDO_STEPS + JUDGING)
-    left = budget - (undoing if norm == "l0" else BISECTIONS + JUDGING)
-    if attacks is None:
-        return portfolio(norm, left)
-    if not attacks:
+    if attacks is not None and not attacks:
         raise PlanError("No attack was given. Leave attacks out for the default ones.")
-    chosen = [registry.attack(a) if isinstance(a, str) else a for a in attacks]
-    return [(attack, left // len(chosen)) for attack in chosen]
+    for attack in attacks or ():
+        card = (registry.attack(attack) if isinstance(attack, str) else attack).card
+        if card.is_minimal and norm in card.norms:
+            continue
+        fitting = [
+            name
+            for name, kind in registry.attacks().items()
+            if kind.card.is_minimal and norm in kind.card.norms
+        ]
+        raise PlanError(
+            f"The attack {card.name!r} does not look for the smallest {norm} change. "
+            f"Those that do: {', '.join(fitting)}."
+        )
 
 
-def _check(
-    model: Model,
-    norm: str,
-    stages: list[tuple[Attack, int]],
-    x: Tensor,
-    y: Tensor,
-    targets: Tensor | None,
-) -> None:
-    for attack, _ in stages:
-        card = attack.card
-        if not card.is_minimal or norm not in card.norms:
-            fitting = [
-                name
-                for name, kind in registry.attacks().items()
-                if kind.card.is_minimal and norm in kind.card.norms
-            ]
-            raise PlanError(
-                f"The attack {card.name!r} does not look for the smallest {norm} change. "
-                f"Those that do: {', '.join(fitting)}."
-            )
+def _check_data(model: Model, x: Tensor, y: Tensor, targets: Tensor | None) -> None:
     if not model.access.allows(Access.GRADIENTS):
         raise PlanError(
             f"The smallest change is searched with gradients; the model gives "
