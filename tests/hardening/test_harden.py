@@ -114,6 +114,20 @@ def test_a_stopped_budget_goes_on_with_the_same_audit(tmp_path, monkeypatch):
     assert again.before.n_samples == again.after.n_samples != 7
 
 
+def test_from_scratch_goes_on_with_a_network_built_anew(tmp_path):
+    """The same command builds another random network; what it trains is renewed by the seed."""
+    options = {"seconds": 6.0, "audit": True, "recipe": QUICK, "from_scratch": True}
+    events = run_hardening(small.ask(small.mlp(seed=1), **options), tmp_path)
+    for event in events:
+        if isinstance(event, Training):
+            break
+    events.close()
+    again = listen(run_hardening(small.ask(small.mlp(seed=2), **options), tmp_path), None)
+    assert again.before is not None
+    assert again.card.before is not None
+    assert again.card.before.clean.value < 0.5
+
+
 def test_the_same_seed_gives_the_same_weights():
     first, again, other = (run(seed=seed, epochs=1) for seed in (0, 0, 1))
     assert small.same(small.weights(first.module), small.weights(again.module))

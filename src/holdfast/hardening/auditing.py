@@ -82,6 +82,7 @@ class Audits:
         self.ask, self.ready, self.directory, self.fabric = ask, ready, directory, fabric
         self._began = time.monotonic()
         self.data = self._samples() if ask.audit else None
+        self._corrupted_before: Answers = {}
 
     @property
     def reserve_s(self) -> float:
@@ -96,10 +97,12 @@ class Audits:
         return is_certified or self.ask.seconds is None or self.reserve_s >= _PROOFS_FROM_S
 
     def before(self) -> Generator[Event, None, Report | None]:
-        """The model as it came."""
+        """The model as it came; from scratch the renewed one, which every sitting begins with."""
         limit = self.ask.seconds
         seconds = None if limit is None else max(_LEAST_S, _BEFORE_SHARE * limit)
-        return (yield from self._audit(self.ask.model, "before", seconds))
+        model = self.ready.model if self.ask.from_scratch else self.ask.model
+        self._corrupted_before = self._under_corruptions(model)
+        return (yield from self._audit(model, "before", seconds))
 
     def after(self, state: State) -> Generator[Event, None, Report | None]:
         """The hardened model, in what is left of the budget."""
@@ -112,13 +115,12 @@ class Audits:
 
     def corrupted(self) -> tuple[Answers, Answers]:
         """Whether each sample is right under each corruption, before and after."""
-        data, ask = self.data, self.ask
-        if data is None or not self.fabric.is_global_zero:
-            return {}, {}
-        first, second = (
-            corruptions.answers(m, data, len(data), ask.seed) for m in (ask.model, self.ready.model)
-        )
-        return first, second
+        return self._corrupted_before, self._under_corruptions(self.ready.model)
+
+    def _under_corruptions(self, model: Model) -> Answers:
+        if self.data is None or not self.fabric.is_global_zero:
+            return {}
+        return corruptions.answers(model, self.data, len(self.data), self.ask.seed)
 
     def _audit(
         self, model: Model, name: str, seconds: float | None
