@@ -99,6 +99,7 @@ CASES = {
         "fashion_mnist", 2_000, "linf:0.1", 50, 4, 2e-3, n_standard=500, batch=100, n_extra=8_000
     ),
     "mnist": Case("mnist", 20_000, "linf:0.3", 6, 5, extra_threats=("l1:10",)),
+    "mnist-two-steps": Case("mnist", 20_000, "linf:0.3", 3, 2, n_standard=200, batch=64),
     "cifar": Case("cifar10", 4_000, "linf:2/255", 15, 5, 2e-3),
     "certified-0.1": Case("mnist", 59_000, "linf:0.1", 12, 5, 2e-3, {"ramp_share": 0.6}),
     "certified-0.3": Case("mnist", 59_000, "linf:0.3", 16, 5, 2e-3, {"ramp_share": 0.6}),
@@ -142,6 +143,8 @@ RUNS = {
     "natural": Run(lambda _: Mixed(clean=1.0), {"updates_per_round": 10**6}),
     "mixed": Run(lambda steps: Mixed(attack=pgd(steps))),
     "pgd": Run(lambda steps: PGDTraining(pgd(steps))),
+    # Steps as large as the radius, the attack's own choice for two of them.
+    "pgd-corners": Run(lambda steps: PGDTraining(PGD(steps=steps, step_size=0.3))),
     "pgd+ema": Run(lambda steps: PGDTraining(pgd(steps)), {"average": "ema", "ema_decay": 0.99}),
     "pgd+awp": Run(lambda steps: AWP(PGDTraining(pgd(steps)), gamma=0.01)),
     "pgd+extra": Run(lambda steps: PGDTraining(pgd(steps)), {}, 0.5),
