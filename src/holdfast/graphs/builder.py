@@ -32,6 +32,13 @@ class Ref:
     shape: tuple[int, ...]
 
 
+@final
+class Layered(tuple[Ref, ...]):
+    """Values of several layers, which the framework stacks before the batch axis."""
+
+    __slots__ = ()
+
+
 Value = Any  # Ref | Tensor | number | None | list of these, as the framework passes it
 Build = Callable[["Call"], Any]
 _ONNX: dict[str, Build] = {}

@@ -10,8 +10,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.export.exported_program import default_decompositions
 
-from holdfast.graphs.builder import Builder, Call, Ref, known
+from holdfast.graphs.batch_first import batch_first
+from holdfast.graphs.builder import Builder, Call, Layered, Ref, known
 from holdfast.graphs.errors import GraphError, UnsupportedOperatorError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.simplify import simplify
@@ -89,10 +91,10 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     was_training = [m for m in module.modules() if m.training]
     module.eval()
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.no_grad(), warnings.catch_warnings(), batch_first():
             warnings.simplefilter("ignore")  # export warns of its own internals
-            program = torch.export.export(module, (example[:1].detach(),), strict=False)
-            return program if _is_readable(program) else program.run_decompositions({})
+            args = (example[:1].detach(),)
+            return _decomposed(torch.export.export(module, args, strict=False))
     except Exception as error:
         raise GraphError(f"torch.export cannot capture {type(module).__name__}: {error}") from error
     finally:
@@ -100,18 +102,40 @@ def _export(module: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
             m.training = True
 
 
-def _is_readable(program: torch.export.ExportedProgram) -> bool:
-    """Whether every operator is known and none writes to its arguments.
+def _decomposed(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """The program with what is not known taken apart, as far as torch can.
 
-    Then decomposing, which also removes writes, and takes most of the time, can be left out.
+    Decomposing, which also removes writes, takes most of the time; so only what is not known is.
     """
+    plainly = False
+    for _ in range(_ROUNDS):
+        unknown, writes = _unreadable(program)
+        if not unknown and not writes:
+            break
+        table = default_decompositions()
+        wanted: dict[Any, Any] = {op: table[op] for op in list(table) if _name(op) in unknown}
+        if not wanted and plainly:
+            break
+        plainly = plainly or not wanted  # then composites alone are taken apart, and writes go
+        program = program.run_decompositions(wanted)
+    return program
+
+
+def _unreadable(program: torch.export.ExportedProgram) -> tuple[set[str], bool]:
+    """Names of operators that are not known, and whether any writes to its arguments."""
     targets = [n.target for n in program.graph.nodes if n.op == "call_function"]
     schemas = [t._schema for t in targets if hasattr(t, "_schema")]  # type: ignore[union-attr]
-    names = {s.name.split("::")[-1] for s in schemas}
     expected = known("aten").keys() | _CREATORS | _CHECKS
-    return not any(s.is_mutable for s in schemas) and names <= expected
+    unknown = {s.name.split("::")[-1] for s in schemas} - expected
+    return unknown, any(s.is_mutable for s in schemas)
 
 
+def _name(operator: Any) -> str:
+    schema = getattr(operator, "_schema", None)
+    return "" if schema is None else schema.name.split("::")[-1]
+
+
+_ROUNDS = 6  # what an operator is taken apart to may have to be taken apart again
 # Operators without tensor arguments, evaluated as they are.
 _CREATORS = {"arange", "full", "zeros", "ones", "scalar_tensor", "sym_size", "eye"}
 # Checks of types that export leaves where a module converts; they compute nothing.
@@ -167,10 +191,27 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], builder: Builde
     name = (
         target.__name__ if not hasattr(target, "_schema") else target._schema.name.split("::")[-1]
     )
+    if args and isinstance(args[0], Layered):
+        return _layer(name, args, place)
     build = known("aten").get(name)
     if build is None:
         raise UnsupportedOperatorError(name, place)
     return build(Call(name, args, attributes, builder, place))
+
+
+def _layer(name: str, args: Any, place: str) -> Any:
+    """One layer's value, or all of them."""
+    along = args[1] if len(args) > 1 else 0
+    if along == 0 and name == "unbind":
+        return list(args[0])
+    if along == 0 and name == "select":
+        return args[0][args[2]]
+    if along == 0 and name == "squeeze" and len(args[0]) == 1:
+        return args[0][0]
+    raise GraphError(
+        f"{name!r} at {place!r}: the states of all layers come before the batch; take one of them, "
+        "for example the last: h_n[-1]"
+    )
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -205,11 +205,17 @@ def aten_conv(call: Call) -> Ref:
     bias = call.constant(2) if len(call.args) > 2 else None
     assert weight is not None
     rank = weight.dim() - 2
-    stride, padding = (
-        tuple(_full(call.ints(i, n, [d]), rank))
-        for i, n, d in ((3, "stride", 1), (4, "padding", 0))
+    stride, dilation = (
+        tuple(_full(call.ints(i, n, [1]), rank)) for i, n in ((3, "stride"), (5, "dilation"))
     )
-    dilation = tuple(_full(call.ints(5, "dilation", [1]), rank))
+    given = call.get(4, "padding", [0])
+    if isinstance(given, str):
+        around = zip(dilation, weight.shape[2:], strict=True)
+        total = [d * (k - 1) if given == "same" else 0 for d, k in around]
+        pads = [t // 2 for t in total] + [t - t // 2 for t in total]
+        ref, padding = split_padding(call, ref, pads)
+    else:
+        padding = tuple(_full(call.ints(4, "padding", [0]), rank))
     if call.name == "convolution":
         groups = int(call.args[8])
         if call.args[6]:

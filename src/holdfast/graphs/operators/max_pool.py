@@ -179,7 +179,7 @@ def max_pool(
     """Append maximum pooling; ``pads``: beginnings, then ends, of every axis."""
     rank = len(kernel)
     out = [
-        _windows(size, k, s, d, (pads[i], pads[i + rank]), ceil)
+        n_windows(size, k, s, d, (pads[i], pads[i + rank]), ceil)
         for i, (size, k, s, d) in enumerate(
             zip(ref.shape[1:], kernel, stride, dilation, strict=True)
         )
@@ -189,7 +189,7 @@ def max_pool(
     return call.emit(MaxPool(cells, *given), ref)
 
 
-def _windows(size: int, k: int, s: int, d: int, pads: tuple[int, int], ceil: bool) -> int:
+def n_windows(size: int, k: int, s: int, d: int, pads: tuple[int, int], ceil: bool) -> int:
     """Number of windows along one axis; those that start in the end padding are dropped."""
     span = size + sum(pads) - d * (k - 1) - 1
     count = (math.ceil(span / s) if ceil else span // s) + 1

@@ -37,12 +37,27 @@ from holdfast.graphs.operators.take import take
     "squeeze_copy",
     "slice_copy",
     "select_copy",
+    "index",
+    "channel_shuffle",
+    "swapaxes",
+    "rot90",
 )
 def rearrange(call: Call) -> Ref:
     """Any rearrangement ATen knows, applied to the positions themselves."""
     operator = getattr(torch.ops.aten, call.name)
     rest = list(call.args[1:])
     return call.move(lambda p: operator(p, *rest, **call.attributes), call.ref())
+
+
+@aten("im2col")
+def patches(call: Call) -> Ref:
+    """Patches as columns, what lies outside the map as zeros."""
+    rest = call.args[1:]
+
+    def columns(p: Tensor) -> Tensor:  # positions from 1, so that padding stands apart
+        return torch.ops.aten.im2col(p.double() + 1, *rest).long() - 1
+
+    return call.move(columns, call.ref())
 
 
 @aten("split", "split_with_sizes", "chunk", "unbind", "tensor_split")

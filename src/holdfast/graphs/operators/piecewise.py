@@ -19,10 +19,13 @@ def leaky(call: Call, ref: Ref, slope: Tensor | float) -> Ref:
 
 
 @onnx("LeakyRelu", "PRelu")
-@aten("leaky_relu", "prelu", "_prelu_kernel", "rrelu_with_noise_functional")
+@aten("leaky_relu", "prelu", "_prelu_kernel", "rrelu")
 def build_leaky(call: Call) -> Ref:
-    """Leaky rectifiers; PReLU slopes are per channel."""
+    """Leaky rectifiers; PReLU slopes are per channel, a random one takes its mean slope."""
     ref = call.ref()
+    if call.name == "rrelu":
+        ends = float(call.get(1, "lower", 1 / 8)), float(call.get(2, "upper", 1 / 3))
+        return leaky(call, ref, sum(ends) / 2)
     if call.name == "LeakyRelu":
         return leaky(call, ref, float(call.attributes.get("alpha", 0.01)))
     if call.name == "leaky_relu":
@@ -78,9 +81,13 @@ def build_hard(call: Call) -> Ref:
     return multiply(call, ref, gate)
 
 
+def absolute(call: Call, ref: Ref) -> Ref:
+    """Append ``2 relu(z) - z``."""
+    return add(call, scale(call, relu(call, ref), 2.0, 0.0), ref, -1)
+
+
 @onnx("Abs")
 @aten("abs")
 def build_abs(call: Call) -> Ref:
-    """``2 relu(z) - z``."""
-    ref = call.ref()
-    return add(call, scale(call, relu(call, ref), 2.0, 0.0), ref, -1)
+    """The absolute value."""
+    return absolute(call, call.ref())

@@ -1,24 +1,16 @@
-"""Average and maximum pooling, adaptive and global kinds included."""
+"""Average and maximum pooling."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operators.conv import Conv, onnx_pads, split_padding
 from holdfast.graphs.operators.max_pool import max_pool
-from holdfast.graphs.operators.maximum import MaxOver
-from holdfast.graphs.operators.reshape import reshape
 from holdfast.graphs.operators.scale import scale
-from holdfast.graphs.operators.sum import reduce_sum
-
-
-def _largest(call: Call, windows: Ref) -> Ref:
-    out = call.emit(MaxOver(len(windows.shape) - 1), windows)
-    return reshape(call, out, out.shape[:-1])
+from holdfast.graphs.operators.uneven import ragged_averages
 
 
 def average_pool(
@@ -60,22 +52,17 @@ def onnx_pool(call: Call) -> Ref:
     ceil = bool(call.attributes.get("ceil_mode", 0))
     if call.name == "MaxPool":
         return max_pool(call, ref, kernel, stride, pads, dilation, ceil)
-    _refuse_ragged(call, ref, kernel, stride, pads, ceil)
-    return average_pool(
-        call, ref, kernel, stride, pads, bool(call.attributes.get("count_include_pad", 0))
-    )
+    counted = bool(call.attributes.get("count_include_pad", 0))
+    if ceil and _is_ragged(ref, kernel, stride, pads):
+        return ragged_averages(call, ref, kernel, stride, pads, counted, None)
+    return average_pool(call, ref, kernel, stride, pads, counted)
 
 
-def _refuse_ragged(
-    call: Call, ref: Ref, kernel: list[int], stride: list[int], pads: list[int], ceil: bool
-) -> None:
+def _is_ragged(ref: Ref, kernel: list[int], stride: list[int], pads: list[int]) -> bool:
+    """Whether windows that begin inside would end outside."""
     rank = len(kernel)
-    spans = [
-        (size + pads[i] + pads[i + rank] - k) % s
-        for i, (size, k, s) in enumerate(zip(ref.shape[1:], kernel, stride, strict=True))
-    ]
-    if ceil and any(spans):
-        raise call.error("average pooling with ceil_mode and incomplete windows is not supported")
+    sizes = zip(ref.shape[1:], kernel, stride, strict=True)
+    return any((n + pads[i] + pads[i + rank] - k) % s for i, (n, k, s) in enumerate(sizes))
 
 
 @aten(
@@ -102,55 +89,12 @@ def aten_average_pool(call: Call) -> Ref:
     kernel = _full(call.ints(1, "kernel_size"), rank)
     stride = _full(call.ints(2, "stride"), rank) or kernel
     padding = _full(call.ints(3, "padding", [0]), rank)
-    _refuse_ragged(call, ref, kernel, stride, padding * 2, bool(call.get(4, "ceil_mode", False)))
     counted = bool(call.get(5, "count_include_pad", True))
     divisor = call.get(6, "divisor_override")
+    if call.get(4, "ceil_mode", False) and _is_ragged(ref, kernel, stride, padding * 2):
+        return ragged_averages(call, ref, kernel, stride, padding * 2, counted, divisor)
     return average_pool(call, ref, kernel, stride, padding * 2, counted, divisor)
 
 
 def _full(values: list[int], rank: int) -> list[int]:
     return values * rank if len(values) == 1 else values
-
-
-@aten("adaptive_avg_pool1d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool3d")
-def adaptive_average(call: Call) -> Ref:
-    """Average pooling to a given size."""
-    ref = call.ref()
-    size = call.ints(1, "output_size")
-    if all(s == 1 for s in size):
-        return reduce_sum(call, ref, range(1, len(ref.shape)), keep=True, mean=True)
-    if any(n % s for n, s in zip(ref.shape[1:], size, strict=True)):
-        raise call.error(f"output size {size} does not divide the input {ref.shape[1:]}")
-    kernel = [n // s for n, s in zip(ref.shape[1:], size, strict=True)]
-    return average_pool(call, ref, kernel, kernel, [0] * (2 * len(kernel)), True)
-
-
-@onnx("GlobalMaxPool")
-def global_max(call: Call) -> Ref:
-    """Largest position of each channel."""
-    ref = call.ref()
-    flat = reshape(call, ref, (ref.shape[0], math.prod(ref.shape[1:])))
-    return reshape(call, _largest(call, flat), (ref.shape[0], *[1] * (len(ref.shape) - 1)))
-
-
-@onnx("ReduceMax", "ReduceMin")
-@aten("amax", "amin")
-def reduce_max(call: Call) -> Ref:
-    """Largest or smallest element over axes."""
-    ref = call.ref()
-    smallest = call.name in ("ReduceMin", "amin")
-    given = call.ints(1, "axes" if call.opset else "dim")
-    axes = [call.axis(a, ref) for a in given] or list(range(len(ref.shape)))
-    keep = bool(call.attributes.get("keepdims", 1) if call.opset else call.get(2, "keepdim", False))
-    rest = [a for a in range(len(ref.shape)) if a not in axes]
-    turned = scale(call, ref, -1.0, 0.0) if smallest else ref
-    moved = call.move(lambda p: _last(p, rest, axes), turned)
-    out = _largest(call, moved)
-    shape = [1 if i in axes else s for i, s in enumerate(ref.shape) if keep or i not in axes]
-    out = reshape(call, out, tuple(shape))
-    return scale(call, out, -1.0, 0.0) if smallest else out
-
-
-def _last(p: Tensor, rest: list[int], axes: list[int]) -> Tensor:
-    order = [0, *(a + 1 for a in rest), *(a + 1 for a in axes)]
-    return p.permute(order).flatten(1 + len(rest))

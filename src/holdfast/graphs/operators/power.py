@@ -13,6 +13,8 @@ from holdfast.graphs.curves import Curve
 from holdfast.graphs.operator import Box, Lines
 from holdfast.graphs.operators.scale import scale
 
+_NEAR_ZERO = 1e-30
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,18 @@ class Exp(Curve):
 
 
 class _Positive(Curve):
-    """A curve for positive arguments only; nothing is known where they reach zero."""
+    """A curve for positive arguments only; nothing is known where they reach zero.
+
+    Unless it goes on to zero itself: then nothing is known where they are negative.
+    """
+
+    reaches_zero: ClassVar[bool] = False
 
     def interval(self, *boxes: Box) -> Box:
         """Monotone; unbounded where the argument may be zero or negative."""
         lower, upper = boxes[0]
         ends = self.run(lower), self.run(upper)
-        known = lower > 0
+        known = self._is_known(lower)
         return Box(
             torch.where(known, torch.minimum(*ends), -torch.inf),
             torch.where(known, torch.maximum(*ends), torch.inf),
@@ -80,10 +87,13 @@ class _Positive(Curve):
         assert lines.lower_intercept is not None
         assert lines.upper_intercept is not None
         low, high = (
-            torch.where(lower > 0, c, torch.nan)
+            torch.where(self._is_known(lower), c, torch.nan)
             for c in (lines.lower_intercept, lines.upper_intercept)
         )
         return Lines(lines.lower_slope, low, lines.upper_slope, high)
+
+    def _is_known(self, lower: Tensor) -> Tensor:
+        return lower >= 0 if self.reaches_zero else lower > 0
 
 
 @final
@@ -119,17 +129,18 @@ class Log(_Positive):
 @final
 @dataclass(frozen=True, slots=True)
 class Sqrt(_Positive):
-    """``sqrt(z)`` for ``z > 0``: concave."""
+    """``sqrt(z)`` for ``z >= 0``: concave."""
 
     is_convex_first: ClassVar[bool] = False
+    reaches_zero: ClassVar[bool] = True
 
     def run(self, *xs: Tensor) -> Tensor:
         """Elementwise."""
         return xs[0].sqrt()
 
     def derivative(self, z: Tensor) -> Tensor:
-        """``1 / (2 sqrt z)``."""
-        return 0.5 / z.sqrt()
+        """``1 / (2 sqrt z)``, finite at zero."""
+        return 0.5 / z.clamp(min=_NEAR_ZERO).sqrt()
 
 
 @final
@@ -146,18 +157,87 @@ class Rsqrt(_Positive):
         return -0.5 * z.rsqrt() / z
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class EvenPower(Curve):
+    """``z^n`` for even ``n``: convex."""
+
+    n: int
+    extrema: ClassVar[tuple[float, ...]] = (0.0,)
+
+    def run(self, *xs: Tensor) -> Tensor:
+        """Elementwise."""
+        return xs[0] ** self.n
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """``n z^(n - 1)``."""
+        return self.n * z ** (self.n - 1)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OddPower(Curve):
+    """``z^n`` for odd ``n``: concave below zero, convex above."""
+
+    n: int
+    inflections: ClassVar[tuple[float, ...]] = (0.0,)
+    is_convex_first: ClassVar[bool] = False
+
+    def run(self, *xs: Tensor) -> Tensor:
+        """Elementwise."""
+        return xs[0] ** self.n
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """``n z^(n - 1)``."""
+        return self.n * z ** (self.n - 1)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ConvexPower(_Positive):
+    """``z^p`` for ``z > 0``, with ``p > 1`` or ``p < 0``."""
+
+    p: float
+
+    def run(self, *xs: Tensor) -> Tensor:
+        """Elementwise."""
+        return xs[0] ** self.p
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """``p z^(p - 1)``."""
+        return self.p * z ** (self.p - 1)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ConcavePower(_Positive):
+    """``z^p`` for ``z >= 0``, with ``0 < p < 1``."""
+
+    p: float
+    is_convex_first: ClassVar[bool] = False
+    reaches_zero: ClassVar[bool] = True
+
+    def run(self, *xs: Tensor) -> Tensor:
+        """Elementwise."""
+        return xs[0] ** self.p
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """``p z^(p - 1)``, finite at zero."""
+        return self.p * z.clamp(min=_NEAR_ZERO) ** (self.p - 1)
+
+
 def power(call: Call, ref: Ref, exponent: float) -> Ref:
-    """Append ``z^exponent`` for the exponents that have bounds."""
+    """Append ``z^exponent``; exponents that are no whole number need ``z`` to stay positive."""
     kinds = {2.0: Square, 3.0: Cube, 0.5: Sqrt, -0.5: Rsqrt, -1.0: Reciprocal}
     if exponent == 1.0:
         return ref
-    if exponent == 4.0:
-        return call.emit(Square(), call.emit(Square(), ref))
-    if exponent not in kinds:
-        raise call.error(
-            f"exponent {exponent} is not supported; known are {sorted([1.0, 4.0, *kinds])}"
-        )
-    return call.emit(kinds[exponent](), ref)
+    if exponent in kinds:
+        return call.emit(kinds[exponent](), ref)
+    if exponent == 0.0:
+        return scale(call, ref, 0.0, 1.0)
+    if exponent > 0 and exponent == int(exponent):
+        return call.emit((OddPower if exponent % 2 else EvenPower)(int(exponent)), ref)
+    return call.emit((ConcavePower if 0 < exponent < 1 else ConvexPower)(exponent), ref)
 
 
 def reciprocal(call: Call, ref: Ref) -> Ref:
@@ -178,6 +258,14 @@ def build(call: Call) -> Ref:
         "square": Square,
     }
     return call.emit(kinds[call.name.lower()](), call.ref())
+
+
+@aten("expm1", "log1p")
+def build_beside_one(call: Call) -> Ref:
+    """``exp(z) - 1`` and ``log(1 + z)``."""
+    if call.name == "expm1":
+        return scale(call, call.emit(Exp(), call.ref()), 1.0, -1.0)
+    return call.emit(Log(), scale(call, call.ref(), 1.0, 1.0))
 
 
 @onnx("Pow")

@@ -81,15 +81,34 @@ class GELU(Curve):
         return torch.special.ndtr(z) + z * density
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class TanhGELU(Curve):
+    """``z (1 + tanh(sqrt(2 / pi) (z + 0.044715 z^3))) / 2``, convex between the inflections."""
+
+    inflections: ClassVar[tuple[float, ...]] = (-1.4185040087908284, 1.4185040087908284)
+    is_convex_first: ClassVar[bool] = False
+    extrema: ClassVar[tuple[float, ...]] = (-0.7524614220710163,)
+
+    def run(self, *xs: Tensor) -> Tensor:
+        """Elementwise."""
+        return F.gelu(xs[0], approximate="tanh")
+
+    def derivative(self, z: Tensor) -> Tensor:
+        """By the product rule."""
+        root, cube = math.sqrt(2 / math.pi), 0.044715
+        t = torch.tanh(root * (z + cube * z**3))
+        return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * root * (1 + 3 * cube * z * z)
+
+
 @onnx("Softplus", "Gelu")
 @aten("softplus", "silu", "gelu")
 def build(call: Call) -> Ref:
     """Elementwise, default parameters only."""
     name = call.name.lower()
     if name == "gelu":
-        if call.attributes.get("approximate", "none") != "none":
-            raise call.error("the tanh approximation is not supported; use approximate='none'")
-        return call.emit(GELU(), call.ref())
+        is_exact = call.attributes.get("approximate", "none") == "none"
+        return call.emit(GELU() if is_exact else TanhGELU(), call.ref())
     if name == "silu":
         return call.emit(SiLU(), call.ref())
     beta = float(call.get(1, "beta", 1.0)) if not call.opset else 1.0

@@ -75,9 +75,22 @@ def build(call: Call) -> Ref:
         raise call.error(
             "before opset 13, softmax over flattened axes is supported for the last axis only"
         )
-    gaps = call.emit(Gaps(position), ref)
-    powers = call.emit(Exp(), gaps)
+    return softmax(call, ref, position, logarithm="og" in call.name)
+
+
+def softmax(
+    call: Call, ref: Ref, position: int, seen: Tensor | None = None, logarithm: bool = False
+) -> Ref:
+    """Append the softmax over an axis (without the batch), or its logarithm.
+
+    ``seen`` is a mask that broadcasts to ``(1, *ref.shape)``: elements outside get nothing.
+    """
+    powers = call.emit(Exp(), call.emit(Gaps(position), ref))
+    if seen is not None:
+        seen = seen.expand(1, *ref.shape).double()
+        powers = scale(call, powers, seen.unsqueeze(position + 2), 0.0)
     total = reduce_sum(call, powers, [position], keep=False)
-    if "og" in call.name:
+    if logarithm:
         return scale(call, call.emit(Log(), total), -1.0, 0.0)
-    return call.emit(Reciprocal(), total)
+    share = call.emit(Reciprocal(), total)
+    return share if seen is None else scale(call, share, seen, 0.0)

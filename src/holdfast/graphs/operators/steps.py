@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -11,7 +11,13 @@ from torch import Tensor
 from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operator import Activation, Box, Lines
 
-_FUNCTIONS = {"floor": torch.floor, "ceil": torch.ceil, "round": torch.round, "sign": torch.sign}
+_FUNCTIONS = {
+    "floor": torch.floor,
+    "ceil": torch.ceil,
+    "round": torch.round,
+    "sign": torch.sign,
+    "trunc": torch.trunc,
+}
 
 
 @final
@@ -22,7 +28,7 @@ class Step(Activation):
     Rounding errors of the argument may carry it over a jump, so both ends are first moved outward.
     """
 
-    kind: Literal["floor", "ceil", "round", "sign"]
+    kind: Literal["floor", "ceil", "round", "sign", "trunc"]
     can_split: ClassVar[bool] = True
 
     def run(self, *xs: Tensor) -> Tensor:
@@ -43,8 +49,10 @@ class Step(Activation):
 
 
 @onnx("Floor", "Ceil", "Round", "Sign")
-@aten("floor", "ceil", "round", "sign")
+@aten("floor", "ceil", "round", "sign", "trunc", "fix")
 def build(call: Call) -> Ref:
     """Elementwise."""
-    kind: Literal["floor", "ceil", "round", "sign"] = call.name.lower()  # type: ignore[assignment]
+    if call.get(1, "decimals"):
+        raise call.error("rounding to decimals is not supported")
+    kind: Any = {"fix": "trunc"}.get(call.name, call.name.lower())
     return call.emit(Step(kind), call.ref())
