@@ -13,7 +13,9 @@ from holdfast.attacks.sigma_zero import SigmaZero
 from holdfast.contracts._toys import Net, inputs
 from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
-from holdfast.evaluation._nearest import NOBODY, Search, polish, undo
+from holdfast.evaluation import _counted
+from holdfast.evaluation._counted import ROUNDS, thin
+from holdfast.evaluation._nearest import NOBODY, Search, polish
 from holdfast.model import Model
 
 N = 8  # rows: other numbers are padded in calls, and padding is nobody's pass
@@ -57,9 +59,9 @@ FIRST = {"l2": DeepFool(overshoot=0.5), "l0": SigmaZero(steps=20, threshold=0.0)
 
 
 @pytest.mark.parametrize("norm", FIRST)
-@pytest.mark.parametrize("stage", ["attack", "refine", "polish", "undo"])
+@pytest.mark.parametrize("stage", ["attack", "refine", "polish", "thin"])
 def test_passes_are_those_that_the_model_ran(norm, stage):
-    if (norm, stage) in {("l2", "undo"), ("l0", "refine"), ("l0", "polish")}:
+    if (norm, stage) in {("l2", "thin"), ("l0", "refine"), ("l0", "polish")}:
         return
     with searching(norm) as (search, counting):
         search.attack(FIRST[norm], 0, 200, N)
@@ -68,9 +70,9 @@ def test_passes_are_those_that_the_model_ran(norm, stage):
             search.refine(ShrinkingBall(steps=10), 1, 60, N)
         if stage == "polish":
             polish(search, 4)
-        if stage == "undo":
+        if stage == "thin":
             assert (search.distance > 1).any()
-            undo(search, 2, 3)
+            thin(search, len(ROUNDS))
         assert int(search.forward.sum()) == counting.forward_rows
         assert int(search.backward.sum()) == counting.backward_rows
 
@@ -125,3 +127,27 @@ def test_where_nothing_is_known_going_on_begins_at_x():
         search.refine(ShrinkingBall(steps=30), 1, 100, N)
         assert torch.equal(counting.asked[1].sort(0).values, search.x.sort(0).values)
         assert search.distance.isfinite().sum() >= N - 1
+
+
+def test_a_start_far_away_begins_at_random_inputs_of_the_domain():
+    with searching("l0") as (search, counting):
+        search.approach(SigmaZero(steps=60, step_size=0.3), 1, 130, N)
+        first = counting.asked[0]
+        assert len(first.unique(dim=0)) == N
+        assert ((first >= 0) & (first <= 1)).all()
+        assert (first != search.x).all()
+        assert search.distance.isfinite().all()
+
+
+@pytest.mark.parametrize("way", range(len(ROUNDS)))
+def test_fewer_coordinates_are_found_in_every_way(way, monkeypatch):
+    monkeypatch.setattr(_counted, "ROUNDS", ROUNDS[way:])
+    with searching("l0") as (search, _):
+        search.x_adv = 1 - search.x.round()  # every coordinate is changed
+        far = search.model.logits(search.x_adv).argmax(1) != search.y
+        assert far.any()
+        search.distance = torch.where(far, 8.0, torch.inf).double()
+        thin(search, 1)
+        assert (search.distance[far] < 8).any()
+        changed = (search.x_adv != search.x).sum(1)[far]
+        assert torch.equal(search.distance[far], changed.double())

@@ -88,14 +88,15 @@ class SigmaZero(Attack):
         return self.steps
 
     def init(self, problem: Problem) -> SigmaZeroState:
-        """Start at x."""
+        """Start at x, or at the points given."""
         zero = torch.zeros_like(problem.y)
+        start = problem.x if problem.start is None else problem.start
         rate = torch.full(zero.shape, self.threshold, dtype=problem.x.dtype, device=zero.device)
         return SigmaZeroState(
             allowed=problem.allowed,
             y=problem.y,
             goal=goal_of(problem),
-            x=problem.x.clone(),
+            x=start.clone(),
             mean=torch.zeros_like(problem.x),
             square=torch.zeros_like(problem.x),
             threshold=rate,

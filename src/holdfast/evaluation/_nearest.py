@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks._hyperplane import length
-from holdfast.attacks._losses import goal_margin
-from holdfast.attacks.base import Attack, Objective, Problem, Query
+from holdfast.attacks.base import Attack, Problem
 from holdfast.engine.cascade import Step, rank_wrong, walk
 from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
@@ -70,7 +69,7 @@ class Search:
         ranked = rank_wrong(self.logits, self.y, attack.option("n_targets", 0)).tolist()
         goals = self.goal.tolist()
         pairs = [(i, *job) for i in self.open.tolist() for job in walk(step, ranked[i], goals[i])]
-        self._run(step, pairs, max_passes, size, from_best=False)
+        self._run(step, pairs, max_passes, size, None)
 
     def refine(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
         """Let an attack go on from the nearest input known, towards the class that it reached.
@@ -84,7 +83,18 @@ class Search:
         aims = torch.where(self.goal[rows] < 0, reached_class[:, 0], self.goal[rows])
         pairs = [(i, k, 0) for i, k in zip(rows.tolist(), aims.tolist(), strict=True)]
         step = Step(number, attack.card.name, attack)
-        self._run(step, pairs, max_passes - 1, size, from_best=True)
+        self._run(step, pairs, max_passes - 1, size, self.x_adv)
+
+    def approach(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
+        """Let an attack begin at a random input of the domain, however far away.
+
+        Where gradients at x lead nowhere, those among the inputs that fool may still lead back.
+        """
+        lower, upper = self.model.domain.tensors(self.x)
+        noise = self.rng.fold(number).uniform(tuple(self.x.shape[1:]), self.x.dtype)
+        pairs = [(i, int(self.goal[i]), 0) for i in self.open.tolist()]
+        step = Step(number, attack.card.name, attack)
+        self._run(step, pairs, max_passes, size, torch.lerp(lower, upper, noise))
 
     def _run(
         self,
@@ -92,17 +102,19 @@ class Search:
         pairs: list[tuple[int, int, int]],
         max_passes: int,
         size: int,
-        *,
-        from_best: bool,
+        begin: Tensor | None,
     ) -> None:
-        """Jobs (sample, target, restart), which share the passes of their sample."""
+        """Jobs (sample, target, restart), which share the passes of their sample.
+
+        They begin at x, or at the points ``begin``, one for every sample.
+        """
         n_jobs = len(pairs) // max(1, len(self.open))
         limit = (max_passes - JUDGING) // max(1, n_jobs)
         slots = Slots(self.model, size, Rules(stop_when_fooled=False, keep_best=True))
         while pairs or not slots.is_empty:
             start, pairs = pairs[: slots.free], pairs[slots.free :]
             if start:
-                self._start(slots, step, start, limit, from_best)
+                self._start(slots, step, start, limit, begin)
             self._take(slots.tick(), step.stage)
 
     def _take(self, over: list[Ended], number: int) -> None:
@@ -126,7 +138,7 @@ class Search:
         step: Step,
         start: list[tuple[int, int, int]],
         limit: int,
-        from_best: bool,
+        begin: Tensor | None,
     ) -> None:
         rows, target, restart = (
             torch.tensor(column, device=self.y.device) for column in zip(*start, strict=True)
@@ -140,7 +152,7 @@ class Search:
             allowed.resized(known),
             take(self.rng, rows).fold(step.stage).fold(target).fold(restart),
             self.logits[rows],
-            start=self.x_adv[rows] if from_best else None,
+            start=None if begin is None else begin[rows],
         )
         jobs = [Job(i, 0, t, r, max_passes=limit) for i, t, r in start]
         slots.add(step.attack, jobs, problem, self.goal[rows])
@@ -190,36 +202,4 @@ def polish(search: Search, steps: int, number: int | None = None) -> None:
     owner = search.found_by[rows]
     is_better = search.offer(rows, nearest, NOBODY if number is None else number)
     if number is None:
-        search.found_by[rows[is_better]] = owner[is_better]
-
-
-def undo(search: Search, rounds: int, steps: int) -> None:
-    """Give back the coordinates that matter least, as many as can be: for counted changes.
-
-    In each round the margin's gradient at every input found orders its changed coordinates by what
-    giving each back would cost; a bisection of ``steps`` forward passes finds how many can go.
-    """
-    for _ in range(rounds):
-        rows = ((search.distance > 1) & search.distance.isfinite()).nonzero().squeeze(1)
-        if len(rows) == 0:
-            return
-        x, points = search.x[rows], search.x_adv[rows]
-        y, goal = search.y[rows], search.goal[rows]
-        query = Query(points, Objective(goal_margin, (y, goal)))
-        (answer,) = search.model.answer([query])
-        cost = (answer.gradients * (points - x)).flatten(1)
-        rank = torch.where((points != x).flatten(1), cost, torch.inf).argsort(1).argsort(1)
-        low, high = torch.zeros_like(search.distance[rows]), search.distance[rows].clone()
-        nearest = points.clone()
-        for _ in range(steps):
-            middle = ((low + high) / 2).ceil().minimum(high - 1).maximum(low)
-            goes = (rank < middle[:, None]).reshape(points.shape)
-            z = torch.where(goes, x, points)
-            won = reached(search.model.logits(z), y, goal)
-            nearest = torch.where(like(won, z), z, nearest)
-            low, high = torch.where(won, middle, low), torch.where(won, high, middle)
-        search.forward[rows] += steps + 1
-        search.backward[rows] += 1
-        owner = search.found_by[rows]
-        is_better = search.offer(rows, nearest, NOBODY)
         search.found_by[rows[is_better]] = owner[is_better]

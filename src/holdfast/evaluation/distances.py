@@ -23,17 +23,19 @@ from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import inside, scan
 from holdfast.errors import DataError, PlanError
-from holdfast.evaluation._nearest import CLEAN, JUDGING, Search, polish, undo
+from holdfast.evaluation import _counted
+from holdfast.evaluation._nearest import CLEAN, JUDGING, Search, polish
 from holdfast.evaluation.statistics import Rate
 from holdfast.model import Model
 from holdfast.perturbations.ball import ALIASES, SHAPES
 from holdfast.threat import Access
 
 BISECTIONS = 8  # of the polish: the distance known to 1/256 of itself
-UNDO_ROUNDS, UNDO_STEPS = 2, 5  # in l0, where coordinates are given back instead
+ROUNDS, PER_ROUND = 8, 40  # in l0 instead: rounds at most, and passes that there are for each
 SMALLEST_BUDGET = 40
 MOST_TARGETS = 5  # classes that are gone for, likeliest first
 ARRIVES = {"linf": 45, "l2": 45, "l1": 90}  # passes that a run needs to get near the boundary
+AFAR, STEP_AFAR = 0.4, 0.3  # l0: share of the passes for a start far away, and its first step size
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,10 @@ def minimal_distances(
         n_wrong = search.logits.shape[1] - 1 if targets is None else 1
         turns = _turns(norm, attacks, budget, n_wrong)
         for number, turn in enumerate(turns):
-            look = search.refine if turn.goes_on else search.attack
-            look(turn.attack, number, turn.passes, size)
+            begin = {"x": search.attack, "nearest": search.refine, "afar": search.approach}
+            begin[turn.begins](turn.attack, number, turn.passes, size)
         if norm == "l0":
-            undo(search, UNDO_ROUNDS, UNDO_STEPS)
+            _counted.thin(search, _rounds(budget))
         else:
             polish(search, BISECTIONS)
     names = [turn.attack.card.name for turn in turns]
@@ -171,11 +173,15 @@ def minimal_distances(
 
 
 class Turn(NamedTuple):
-    """An attack, its passes per sample, and whether it goes on from the nearest input known."""
+    """An attack, its passes per sample, and where it begins.
+
+    Attributes:
+        begins: ``x``, ``nearest`` (at the nearest input known) or ``afar`` (at a random input).
+    """
 
     attack: Attack
     passes: int
-    goes_on: bool = False
+    begins: str = "x"
 
 
 def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
@@ -183,7 +189,8 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
 
     Half of the passes look around: one run towards each of the likeliest wrong classes, as many as
     arrive within them, for the boundaries of several classes are often about equally near. The
-    other half goes on from the nearest input found. In l0 sigma-zero has them all.
+    other half goes on from the nearest input found. In l0 sigma-zero begins at a random input
+    of the domain, then at x.
 
     Args:
         norm: ``linf``, ``l2``, ``l1`` or ``l0``.
@@ -192,7 +199,10 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     """
     make = registry.attack
     if norm == "l0":
-        return [Turn(make("sigma_zero", steps=max(1, budget // 2 - JUDGING)), budget)]
+        first = int(AFAR * budget)
+        steps = [max(1, passes // 2 - JUDGING) for passes in (first, budget - first)]
+        back = make("sigma_zero", steps=steps[0], step_size=STEP_AFAR)
+        return [Turn(back, first, "afar"), Turn(make("sigma_zero", steps=steps[1]), budget - first)]
     half = budget // 2
     n_targets = max(1, min(MOST_TARGETS, n_wrong, half // ARRIVES[norm]))
     look = {"steps": max(1, half // (2 * n_targets) - JUDGING), "n_targets": n_targets}
@@ -201,18 +211,22 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
         around = make("fab", is_thrifty=True, **look)
     rest = budget - half
     onward = make("shrinking_ball", steps=max(1, rest // 2 - JUDGING))
-    return [Turn(around, half), Turn(onward, rest, goes_on=True)]
+    return [Turn(around, half), Turn(onward, rest, "nearest")]
 
 
 def _turns(
     norm: str, attacks: Sequence[str | Attack] | None, budget: int, n_wrong: int
 ) -> list[Turn]:
-    undoing = UNDO_ROUNDS * (2 + UNDO_STEPS + JUDGING)
-    left = budget - (undoing if norm == "l0" else BISECTIONS + JUDGING)
+    end = _counted.COST * _rounds(budget) if norm == "l0" else BISECTIONS + JUDGING
+    left = budget - end
     if attacks is None:
         return portfolio(norm, left, n_wrong)
     chosen = [registry.attack(a) if isinstance(a, str) else a for a in attacks]
     return [Turn(attack, left // len(chosen)) for attack in chosen]
+
+
+def _rounds(budget: int) -> int:
+    return min(ROUNDS, budget // PER_ROUND)
 
 
 def _check_options(norm: str, attacks: Sequence[str | Attack] | None, budget: int) -> None:
