@@ -1,14 +1,15 @@
-"""Random search first, gradients from where it came."""
+"""Random search and gradients in turns, each from the best point so far."""
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from holdfast import PGD
+from holdfast import PGD, Model
 from holdfast.attacks.square_pgd import CLIMB, LOOK, SEARCH, SquarePGD
 from holdfast.contracts import drive, pose
-from holdfast.contracts._toys import Flat, inputs
+from holdfast.contracts._toys import Flat, Net, inputs
 from holdfast.perturbations.ball import Ball
 
 
@@ -47,3 +48,100 @@ def test_the_search_pays_no_gradient_and_the_last_point_neither():
 def test_it_says_that_it_searches_without_gradients():
     assert SquarePGD.card.is_blind
     assert not PGD.card.is_blind
+
+
+class Ramp(nn.Module):
+    """Class 1 gains along the first pixel as fast as the attacker likes: ``height`` away at x."""
+
+    def __init__(self, height):
+        super().__init__()
+        self.height = height
+
+    def forward(self, x):
+        u = x.flatten(1)[:, 0] - 0.5
+        return torch.stack([torch.full_like(u, self.height), u], 1) - 3  # no probabilities
+
+
+def answered(net, query):
+    model = Model(net)
+    with model.session():
+        model.recognise(query.points)
+        return model.answer([query])[0]
+
+
+def phases(attack, model, x, radius=0.1):
+    """The phases of one job, one per query, and its last state."""
+    y = torch.zeros(len(x), dtype=torch.int64)
+    problem = pose(model, x, y, Ball("linf", radius))
+    state, kinds = attack.init(problem), []
+    while not bool(state.finished.all()) and len(kinds) < attack.max_queries:
+        kinds.append(int(attack.phase(state)[0]))
+        query = attack.ask(state)
+        state = attack.tell(state, answered(model, query))
+    return kinds, state
+
+
+def test_the_search_begins_at_the_best_point_of_the_warm_up():
+    attack = SquarePGD(warmup=3, queries=5, steps=2, effort=2.0)
+    x = torch.full((1, 1, 4, 4), 0.5)
+    kinds, state = phases(attack, Ramp(1.0), x)
+    assert kinds == [0, 1, 1, 1, 2] + [SEARCH] * 5 + [CLIMB] * 2 + [LOOK]
+    assert len(kinds) == attack.max_queries
+    assert state.best.flatten()[0] == pytest.approx(0.6)
+    assert state.best_margin.item() == pytest.approx(-0.9)
+
+
+def test_where_much_is_left_after_the_warm_up_the_job_ends():
+    x = torch.full((1, 1, 4, 4), 0.5)
+    short, _ = phases(SquarePGD(warmup=3, queries=5, steps=2, effort=0.89), Ramp(1.0), x)
+    long, _ = phases(SquarePGD(warmup=3, queries=5, steps=2, effort=0.91), Ramp(1.0), x)
+    assert short == [0, 1, 1, 1, 2]
+    assert len(long) > len(short)
+
+
+def test_rounds_are_as_many_as_the_margin_left_allows():
+    # 0.9 of the margin is left after every round: round j wants (j + 1) * 0.9 below the effort
+    x = torch.full((1, 1, 4, 4), 0.5)
+    for effort, n_rounds in ((0.91, 1), (1.81, 2), (2.71, 3), (99.0, 4)):
+        attack = SquarePGD(warmup=1, queries=3, steps=1, rounds=4, effort=effort)
+        kinds, state = phases(attack, Ramp(1.0), x)
+        assert kinds.count(SEARCH) == 3 * n_rounds
+        assert kinds.count(LOOK) == n_rounds
+        assert state.round.item() == n_rounds
+
+
+def test_a_round_that_gains_nothing_is_the_last():
+    x = torch.full((1, 1, 4, 4), 0.5)
+    attack = SquarePGD(warmup=1, queries=3, steps=1, rounds=4, effort=99.0, stall=0.99)
+    kinds, _ = phases(attack, Ramp(1.0), x)
+    assert kinds.count(LOOK) == 1
+
+
+def test_a_search_goes_on_for_as_long_as_the_margin_left_is_worth_it():
+    x = torch.full((1, 1, 4, 4), 0.5)
+    for patience, n_queries in ((9.0, 20), (22.4, 25), (27.1, 31), (99.0, 60)):
+        attack = SquarePGD(warmup=1, queries=60, steps=1, effort=99.0, patience=patience)
+        kinds, _ = phases(attack, Ramp(1.0), x)
+        assert kinds.count(SEARCH) == n_queries
+
+
+def test_a_round_goes_on_from_the_best_point():
+    x = torch.full((1, 1, 4, 4), 0.5)
+    attack = SquarePGD(warmup=1, queries=2, steps=1, rounds=3, effort=99.0)
+    margins = []
+    y = torch.zeros(1, dtype=torch.int64)
+    state = attack.init(pose(Ramp(1.0), x, y, Ball("linf", 0.1)))
+    while not bool(state.finished.all()):
+        state = attack.tell(state, answered(Ramp(1.0), attack.ask(state)))
+        margins.append(state.best_margin.item())
+    assert margins == sorted(margins)
+    assert state.search.best_margin.item() == pytest.approx(-0.9)
+
+
+def test_rows_do_not_know_of_each_other():
+    attack = SquarePGD(warmup=2, queries=25, steps=2, rounds=3, effort=3.0, patience=18.0)
+    net, x = Net(8, 3), inputs(3, 7)
+    y = net(x).argmax(1)
+    together = attack(net, x, y, "linf:0.05")
+    alone = torch.cat([attack(net, x[i : i + 1], y[i : i + 1], "linf:0.05") for i in range(7)])
+    assert torch.equal(together, alone)

@@ -23,12 +23,12 @@ class Moat(nn.Module):
         return torch.stack([torch.full_like(gain, 0.1), gain], 1)
 
 
-def audited(trust: str = "look"):
+def audited(trust: str = "look", steps: int = 20):
     x = torch.full((N, 1, 2, 2), 0.5)
     x[:, :, 1, 1] = torch.linspace(0.2, 0.8, N)[:, None]  # no sample twice
     data = (x, torch.zeros(N, dtype=torch.int64))
     cascade = [
-        {"attack": "pgd", "loss": "margin", "steps": 20, "random_start": False},
+        {"attack": "pgd", "loss": "margin", "steps": steps, "random_start": False},
         {"attack": "square_pgd", "queries": 30, "steps": 5},
     ]
     options = {"cascade": cascade, "curve_steps": 0, "trust": trust}
@@ -43,6 +43,11 @@ def test_what_a_blind_search_alone_finds_is_a_sign_of_masking():
     assert trust.first.value == 1.0
     assert [step.attack.partition("(")[0] for step in trust.lowered] == ["square_pgd"]
     assert trust.lowered[0].after == 0.0
+
+
+def test_it_is_no_sign_where_gradients_had_no_fair_chance():
+    trust = audited(steps=18).threats["linf:0.11"].trust
+    assert "black_box_wins" not in {reason.check for reason in trust.reasons}
 
 
 def test_the_warning_says_so_where_the_checks_are_off():

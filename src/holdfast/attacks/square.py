@@ -99,10 +99,7 @@ class Square(Attack):
     card: ClassVar[Card] = Card(
         name="square",
         title="random search with shrinking square windows, without gradients",
-        paper=(
-            "Andriushchenko, Croce, Flammarion and Hein (2020), Square Attack: a query-efficient "
-            "black-box adversarial attack via random search, arXiv:1912.00049"
-        ),
+        paper="Andriushchenko, Croce, Flammarion and Hein (2020), Square Attack, arXiv:1912.00049",
         access=Access.SCORES,
         norms=frozenset({"linf", "l2"}),
     )
@@ -155,17 +152,24 @@ class Square(Attack):
         is_better = gain >= state.best_margin
         # exact for weights 0 and 1, and far faster than torch.where
         best = torch.lerp(state.best, state.points, like(is_better.to(gain.dtype), state.best))
-        propose = _move_mass if isinstance(state.allowed, L2Ball) else _repaint
-        points, n_drawn = propose(state.allowed, best, state.windows, state.rng, state.step)
         return replace(
-            state,
-            rng=state.rng.skip(n_drawn),
+            _proposed(state, best),
             step=state.step + 1,
-            best=best,
             best_margin=torch.where(is_better, gain, state.best_margin),
-            points=points,
             finished=state.step + 1 >= self.queries,
         )
+
+    def begin(self, state: SquareState, points: Tensor, margins: Tensor) -> SquareState:
+        """The whole schedule again, from ``points`` whose margins ``(n,)`` are known."""
+        state = replace(state, step=torch.zeros_like(state.step), best_margin=margins)
+        return replace(_proposed(state, points), finished=torch.zeros_like(state.finished))
+
+
+def _proposed(state: SquareState, best: Tensor) -> SquareState:
+    """The best point so far, and one beside it to look at next."""
+    propose = _move_mass if isinstance(state.allowed, L2Ball) else _repaint
+    points, n = propose(state.allowed, best, state.windows, state.rng, state.step)
+    return replace(state, rng=state.rng.skip(n), best=best, points=points)
 
 
 def _stripes(allowed: AllowedSet, windows: Windows, rng: Rng) -> Tensor:

@@ -1,10 +1,12 @@
-"""Random search first, then gradients from where it came: for gradients that mislead near x.
+"""Random search and gradients in turns: for gradients that mislead near x.
 
 Square's windows (Andriushchenko et al., 2020, arXiv:1912.00049) find the right part of the allowed
-set without gradients, and slowly; gradient steps finish what it began in a few passes. Where a
-model's gradients are partly masked, this finds in some hundred passes what Square alone finds in
-5,000. The first phase is :class:`~holdfast.attacks.square.Square` with its schedule squeezed into
-``queries``; the second climbs the margin with a cosine schedule of steps.
+set without gradients, and slowly; gradient steps finish what it began in a few passes. Begun at the
+best point that gradients found, the search needs a fraction of the queries that it needs from
+stripes; and how much of the clean margin is left says after a few queries whether more are worth
+it. A job is a warm-up (one run of :class:`~holdfast.attacks.malt.MALT`), then rounds: a search from
+the best point so far, with the schedule of :class:`~holdfast.attacks.square.Square` squeezed into
+``queries``, and gradient steps up the margin from where it came, their length a cosine.
 """
 
 from __future__ import annotations
@@ -16,22 +18,44 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from holdfast.attacks._losses import margin
+from holdfast.attacks._losses import goal_margin, margin
 from holdfast.attacks._options import require_at_least
 from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Query
+from holdfast.attacks.malt import MALT, RANK, MALTState, share_left
 from holdfast.attacks.square import Square, SquareState
 from holdfast.rows import like
 from holdfast.threat import Access
 
-SEARCH, CLIMB, LOOK = 0, 1, 2  # phases: random search; a gradient step; the last point
+SEARCH, CLIMB, LOOK = 3, 4, 5  # phases after those of MALT: random search; a step; the last point
+_SOONEST = 20  # queries before a search may be given up
 
 
 @dataclass(frozen=True, slots=True)
 class SquarePGDState:
-    """One row per job: the search's own state, then the iterate of the climb."""
+    """One row per job.
 
+    Attributes:
+        malt: The warm-up's own state.
+        search: The search's.
+        target: Class to step towards, or -1.
+        clean: The goal's margin at x, negative.
+        best, best_margin: The point of largest margin met, and that margin.
+        x: The iterate of the steps.
+        left: Share of the clean margin that was left when the round began.
+        round, step: Which round this is, and which gradient step of it.
+    """
+
+    malt: MALTState
     search: SquareState
+    y: Tensor
+    target: Tensor
+    goal: Tensor
+    clean: Tensor
+    best: Tensor
+    best_margin: Tensor
     x: Tensor
+    left: Tensor
+    round: Tensor
     step: Tensor
     kind: Tensor
     finished: Tensor
@@ -40,18 +64,27 @@ class SquarePGDState:
 @final
 @dataclass(frozen=True, slots=True)
 class SquarePGD(Attack):
-    """A short random search whose best point is the start of gradient steps.
+    """Rounds of a random search and of gradient steps, each from the best point so far.
 
     Attributes:
-        queries: Points of the search.
+        queries: Points of a round's search.
         steps: Gradient steps after it.
         first_step: Length of the first in radii; later ones follow a cosine down to 0.
-        restarts: Independent searches; the next runs only where the last one failed.
+        warmup: Gradient steps before the first search, which begins where they ended; 0: none, the
+            first search begins at random stripes.
+        candidates: Wrong classes that the warm-up ranks by their gradients.
+        rounds: Rounds per job at most.
+        effort: After a warm-up, round ``j`` is made where ``j + 1`` times the share of the clean
+            margin that is left is below this.
+        stall: A round that leaves more than this share of what it began with is the last.
+        patience: A search goes on while its queries times the share left are below this; at 20, a
+            sample with a tenth left gets 200.
+        restarts: Independent jobs; the next runs only where the last one failed.
     """
 
     card: ClassVar[Card] = Card(
         name="square_pgd",
-        title="a short random search, then gradient steps from its best point",
+        title="random search and gradient steps in turns, most where the margin is nearly gone",
         paper="Andriushchenko, Croce, Flammarion and Hein (2020), arXiv:1912.00049, and Madry et "
         "al. (2018), arXiv:1706.06083, one after the other",
         access=Access.GRADIENTS,
@@ -62,52 +95,128 @@ class SquarePGD(Attack):
     queries: int = 500
     steps: int = 40
     first_step: float = 0.5
+    warmup: int = 0
+    candidates: int = 20
+    rounds: int = 1
+    effort: float = 1.0
+    patience: float = math.inf
+    stall: float = 1.0
     restarts: int = 1
 
     def __post_init__(self) -> None:
         """Refuse options that make no sense."""
         require_at_least("square_pgd", queries=(self.queries, 1), steps=(self.steps, 1))
-        require_at_least("square_pgd", restarts=(self.restarts, 1))
+        require_at_least("square_pgd", restarts=(self.restarts, 1), rounds=(self.rounds, 1))
+        require_at_least("square_pgd", warmup=(self.warmup, 0), candidates=(self.candidates, 1))
+        require_at_least("square_pgd", effort=(self.effort, 0), patience=(self.patience, 0))
+        require_at_least("square_pgd", stall=(self.stall, 0))
 
     @property
     def max_queries(self) -> int:
-        """Those of the search, then the points of the climb."""
-        return self.queries + self.steps + 1
+        """Those of the warm-up, then per round of the search and of the steps."""
+        warmup = self._malt.max_queries if self.warmup else 0
+        return warmup + self.rounds * (self.queries + self.steps + 1)
 
     @property
     def _square(self) -> Square:
         return Square(queries=self.queries, rescale_schedule=True)
 
+    @property
+    def _malt(self) -> MALT:
+        return MALT(steps=max(self.warmup, 1), runs=1, candidates=self.candidates)
+
     def init(self, problem: Problem) -> SquarePGDState:
-        """The search's start."""
+        """The warm-up's start, or the search's."""
         zero = torch.zeros_like(problem.y)
-        search = self._square.init(problem)
-        return SquarePGDState(search, problem.x, zero, zero.clone(), zero > 0)
+        malt = self._malt.init(problem)
+        return SquarePGDState(
+            malt=malt,
+            search=self._square.init(problem),
+            y=problem.y,
+            target=problem.target,
+            goal=malt.goal,
+            clean=malt.clean,
+            best=problem.x,
+            best_margin=torch.full_like(malt.clean, -torch.inf),
+            x=problem.x,
+            left=torch.ones_like(malt.clean),
+            round=zero,
+            step=zero.clone(),
+            kind=malt.kind if self.warmup else torch.full_like(zero, SEARCH),
+            finished=zero > 0,
+        )
 
     def phase(self, state: SquarePGDState) -> Tensor:
-        """No gradient, one gradient, none."""
+        """The warm-up's phases; then no gradient, one gradient, none."""
         return state.kind
 
     def ask(self, state: SquarePGDState) -> Query:
-        """The search's point, or the climb's."""
-        kind = int(state.kind[0]) if len(state.kind) else SEARCH
+        """The warm-up's points, the search's, or the steps'."""
+        kind = _kind(state)
+        if kind < SEARCH:
+            return self._malt.ask(state.malt)
         if kind == SEARCH:
             return self._square.ask(state.search)
         if kind == CLIMB:
-            search = state.search
-            return Query(state.x, Objective(margin, (search.y, search.target)))
+            return Query(state.x, Objective(margin, (state.y, state.target)))
         return Query(state.x)
 
     def tell(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
         """One step of the phase."""
-        kind = int(state.kind[0]) if len(state.kind) else SEARCH
+        kind = _kind(state)
         if kind == SEARCH:
-            search = self._square.tell(state.search, answer)
-            over = search.finished
-            x = torch.where(like(over, state.x), search.best, state.x)
-            return replace(state, search=search, x=x, kind=torch.where(over, CLIMB, SEARCH))
-        if kind == LOOK:
-            return replace(state, finished=torch.ones_like(state.finished))
+            return self._searched(state, answer)
+        if kind != RANK:
+            points = state.malt.x if kind < SEARCH else state.x
+            state = _remembered(state, points, answer)
+        if kind < SEARCH:
+            return self._warmed(state, answer)
+        return self._climbed(state, answer) if kind == CLIMB else self._next_round(state)
+
+    def _warmed(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
+        """A step of the warm-up; after its last, the search from its best point.
+
+        Where it came no nearer than x, the search begins at its own stripes.
+        """
+        malt = self._malt.tell(state.malt, answer)
+        state = replace(state, malt=malt, kind=malt.kind)
+        if not bool(malt.finished[:1].any()):
+            return state
+        left = share_left(state.best_margin, state.clean)
+        old = state.search
+        new = self._square.begin(old, state.best, state.best_margin)
+        nearer = state.best_margin > state.clean
+        mask = like(nearer, state.best)
+        search = replace(
+            new,
+            points=torch.where(mask, new.points, old.points),
+            best=torch.where(mask, new.best, old.best),
+            best_margin=torch.where(nearer, new.best_margin, old.best_margin),
+        )
+        return replace(
+            state,
+            search=search,
+            left=left,
+            kind=torch.full_like(state.kind, SEARCH),
+            finished=left >= self.effort,
+        )
+
+    def _searched(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
+        """A query of the search; where it is over, the steps begin at its best point."""
+        search = self._square.tell(state.search, answer)
+        worth = search.step * share_left(search.best_margin, state.clean)
+        over = search.finished | ((search.step >= _SOONEST) & (worth >= self.patience))
+        return replace(
+            state,
+            search=search,
+            best=search.best,
+            best_margin=search.best_margin,
+            x=torch.where(like(over, state.x), search.best, state.x),
+            step=torch.zeros_like(state.step),
+            kind=torch.where(over, CLIMB, SEARCH),
+        )
+
+    def _climbed(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
         allowed = state.search.allowed
         turn = (1 + torch.cos(math.pi * state.step / self.steps)) / 2
         length = self.first_step * allowed.radius * turn.to(state.x.dtype)
@@ -115,3 +224,33 @@ class SquarePGD(Attack):
         x = allowed.project(state.x + like(length, direction) * direction)
         step = state.step + 1
         return replace(state, x=x, step=step, kind=torch.where(step >= self.steps, LOOK, CLIMB))
+
+    def _next_round(self, state: SquarePGDState) -> SquarePGDState:
+        """A search from the best point so far, where that is worth it."""
+        number = state.round + 1
+        left = share_left(state.best_margin, state.clean)
+        finished = (number >= self.rounds) | ((number + 1) * left >= self.effort)
+        finished = finished | (left > self.stall * state.left)
+        return replace(
+            state,
+            search=self._square.begin(state.search, state.best, state.best_margin),
+            round=number,
+            left=left,
+            kind=torch.where(finished, LOOK, SEARCH),
+            finished=finished,
+        )
+
+
+def _kind(state: SquarePGDState) -> int:
+    return int(state.kind[0]) if len(state.kind) else SEARCH
+
+
+def _remembered(state: SquarePGDState, points: Tensor, answer: Answer) -> SquarePGDState:
+    """The best point so far."""
+    size = goal_margin(answer.logits.float(), state.y, state.goal).to(state.best_margin.dtype)
+    is_better = size > state.best_margin
+    return replace(
+        state,
+        best=torch.where(like(is_better, points), points, state.best),
+        best_margin=torch.where(is_better, size, state.best_margin),
+    )

@@ -28,6 +28,7 @@ class Standing:
         margin: Largest margin met.
         distance, radius: Size of the accepted change, and its bisected bound; NaN where unknown.
         blind: By stage, backward passes and those whose gradient was zero or not finite.
+        followed: Gradients that were followed in vain before the attempt that broke the sample.
         looks: How far the attacks can be trusted, look by look.
     """
 
@@ -42,6 +43,7 @@ class Standing:
     margin: np.ndarray
     distance: np.ndarray
     radius: np.ndarray
+    followed: np.ndarray
     blind: dict[int, tuple[int, int]] = field(default_factory=dict)
     looks: list[Examined] = field(default_factory=list)
 
@@ -50,7 +52,7 @@ class Standing:
     @classmethod
     def fresh(cls, n: int) -> Standing:
         """Nobody has been attacked."""
-        zeros = [np.zeros(n, np.int64) for _ in range(5)]
+        zeros = [np.zeros(n, np.int64) for _ in range(6)]
         return cls(
             position=zeros[0],
             broken_by=np.full(n, cls.NOT_BROKEN, np.int64),
@@ -63,6 +65,7 @@ class Standing:
             margin=np.full(n, -np.inf),
             distance=np.full(n, np.nan),
             radius=np.full(n, np.nan),
+            followed=zeros[5],
         )
 
     @property
@@ -75,6 +78,8 @@ class Standing:
         i = record.sample
         if record.stage >= 0:
             self.position[i] += 1
+        if record.outcome is Outcome.BROKEN:
+            self.followed[i] = self.backward[i]
         self.forward[i] += record.forward
         self.backward[i] += record.backward
         self.zero_gradients[i] += record.zero_gradients

@@ -9,6 +9,10 @@ import numpy as np
 from holdfast.engine.cascade import Step
 from holdfast.engine.ledger import Standing
 from holdfast.record import Finding
+from holdfast.threat import Access
+
+FAIR_CHANCE = 20
+"""Gradients followed in vain before it counts that a search without them broke a sample."""
 
 
 def suspicions(
@@ -37,10 +41,9 @@ def _masked(threat: str, steps: Sequence[Step], standing: Standing, n: int) -> I
 
 def _score_beats_gradient(steps: Sequence[Step], standing: Standing, n: int) -> str:
     """An attack that sees less should never find more."""
-    weak = [s.stage for s in steps if s.attack.card.sees_less]
-    if len(weak) in (0, len(steps)):
+    if all(s.attack.card.sees_less for s in steps):
         return ""
-    count = int(np.isin(standing.broken_by, weak).sum())
+    count = n_beyond_gradients(steps, standing)
     if count < max(2, 0.003 * n):
         return ""
     return (
@@ -48,6 +51,18 @@ def _score_beats_gradient(steps: Sequence[Step], standing: Standing, n: int) -> 
         "which follow gradients had missed. The model's gradients mislead attackers (gradient "
         "masking), so the true robust accuracy is probably lower still."
     )
+
+
+def n_beyond_gradients(steps: Sequence[Step], standing: Standing) -> int:
+    """Samples broken by attacks that see less, after those that follow gradients had failed.
+
+    An attack that both searches and follows gradients says something only where gradients had a
+    fair chance before.
+    """
+    weak = [s for s in steps if s.attack.card.sees_less]
+    both = [s.stage for s in weak if s.attack.card.access is Access.GRADIENTS]
+    is_early = np.isin(standing.broken_by, both) & (standing.followed < FAIR_CHANCE)
+    return int((np.isin(standing.broken_by, [s.stage for s in weak]) & ~is_early).sum())
 
 
 def _zero_gradients(standing: Standing) -> str:

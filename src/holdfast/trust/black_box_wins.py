@@ -9,6 +9,7 @@ from typing import ClassVar, final
 import numpy as np
 
 from holdfast.engine.cascade import Step
+from holdfast.engine.suspicion import n_beyond_gradients
 from holdfast.threat import Access
 from holdfast.trust.base import LATE, Check, CheckCard, Doubt
 from holdfast.trust.probe import Probe
@@ -21,8 +22,8 @@ class BlackBoxWins(Check):
     """Samples broken by attacks that see less after those that follow gradients had failed.
 
     Attacks that only begin without gradients count as well
-    (:attr:`~holdfast.attacks.base.Card.sees_less`). Where one of those found all of them, it is
-    itself the way out, and no other is proposed.
+    (:attr:`~holdfast.attacks.base.Card.sees_less`), once gradients have had a fair chance. Where
+    one of those found all of them, it is itself the way out, and no other is proposed.
 
     Attributes:
         most: Share of the samples that are right unchanged.
@@ -44,7 +45,7 @@ class BlackBoxWins(Check):
     def look(self, probe: Probe) -> Doubt | None:
         """How many samples only they broke."""
         weak = [s for s in probe.steps if s.attack.card.sees_less]
-        count = _broken(probe, weak)
+        count = n_beyond_gradients(probe.steps, probe.standing)
         share = count / max(1, probe.n_correct)
         if count <= self.most_samples or share <= self.most:
             return None
