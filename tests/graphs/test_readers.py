@@ -158,6 +158,61 @@ NODES = {
         (1, 1, 2, 3),
         {"scales": np.array([1, 1, 2, 3], np.float32)},
     ),
+    "shrink, a function of the standard": (
+        [helper.make_node("Shrink", ["x"], ["y"], lambd=0.4, bias=0.1)],
+        (1, 6),
+        {},
+    ),
+    "softsign and squares": (
+        [
+            helper.make_node("Softsign", ["x"], ["a"]),
+            helper.make_node("ReduceSumSquare", ["a"], ["b"], axes=[1], keepdims=1),
+            helper.make_node("Mul", ["a", "b"], ["y"]),
+        ],
+        (1, 6),
+        {},
+    ),
+    "where greater": (
+        [
+            helper.make_node("Greater", ["x", "w"], ["a"]),
+            helper.make_node("LessOrEqual", ["x", "v"], ["b"]),
+            helper.make_node("Or", ["a", "b"], ["c"]),
+            helper.make_node("Where", ["c", "x", "w"], ["y"]),
+        ],
+        (1, 6),
+        {"w": (1, 6), "v": (1, 6)},
+    ),
+    "triangle": ([helper.make_node("Trilu", ["x"], ["y"], upper=0)], (1, 3, 4), {}),
+    "einsum": (
+        [helper.make_node("Einsum", ["x", "w"], ["y"], equation="nij,jk->nik")],
+        (1, 2, 3),
+        {"w": (3, 4)},
+    ),
+    "space to depth": (
+        [helper.make_node("SpaceToDepth", ["x"], ["y"], blocksize=2)],
+        (1, 2, 4, 6),
+        {},
+    ),
+    "running sum, norms": (
+        [
+            helper.make_node("CumSum", ["x", "axis"], ["a"]),
+            helper.make_node("ReduceL2", ["a"], ["b"], axes=[1], keepdims=1),
+            helper.make_node("ReduceL1", ["a"], ["c"], axes=[1], keepdims=1),
+            helper.make_node("ReduceProd", ["x"], ["d"], axes=[1], keepdims=1),
+            helper.make_node("Concat", ["a", "b", "c", "d"], ["y"], axis=1),
+        ],
+        (1, 4),
+        {"axis": np.array(1)},
+    ),
+    "average to the end": (
+        [
+            helper.make_node(
+                "AveragePool", ["x"], ["y"], kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1
+            )
+        ],
+        (1, 2, 6, 6),
+        {},
+    ),
     "max_of_three": (
         [helper.make_node("Max", ["x", "w", "v"], ["y"])],
         (1, 4),
@@ -174,7 +229,7 @@ def test_nodes_run_like_onnxruntime(name):
         (n, rng.normal(size=v).astype(np.float32) if isinstance(v, tuple) else v)
         for n, v in constants.items()
     ]
-    compare(model(nodes, shape, stored), shape)
+    compare(model(nodes, shape, stored, opset=14), shape)
 
 
 def test_errors_name_the_operator_and_its_place():

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 
+_FUNCTIONS_FROM = 18  # the operator set that the standard's functions are written in
+
+
 def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) -> Graph:
     """Turns an ONNX file into a graph that can be run, bounded and differentiated.
 
@@ -35,7 +38,8 @@ def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) ->
     import onnx
 
     model = source if isinstance(source, onnx.ModelProto) else _load(os.fspath(source))
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    model = _inlined(model)
+    opset = _opset(model)
     constants = {t.name: _tensor(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
     for name, value in constants.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -61,6 +65,35 @@ def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) ->
     if not isinstance(output, Ref):
         raise GraphError("the output does not depend on the input")
     return simplify(builder.graph(output), rounding=fold)
+
+
+def _inlined(model: ModelProto) -> ModelProto:
+    """The model with functions of the standard, and its own, in place of operators not known."""
+    import onnx.version_converter
+    from onnx import inliner
+
+    if model.functions:
+        model = inliner.inline_local_functions(model)
+    unknown = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx")}
+    unknown -= {*known("onnx"), "Constant", "Shape"}
+    functions = [("", name) for name in sorted(unknown) if _is_function(name)]
+    if not functions:
+        return model
+    if _opset(model) < _FUNCTIONS_FROM:
+        model = onnx.version_converter.convert_version(model, _FUNCTIONS_FROM)
+    return inliner.inline_selected_functions(model, functions, inline_schema_functions=True)
+
+
+def _is_function(name: str) -> bool:
+    """Whether the standard says what an operator is made of."""
+    import onnx
+
+    schema: Any = onnx.defs.get_schema(name) if onnx.defs.has(name) else None
+    return schema is not None and (schema.has_function or schema.has_context_dependent_function)
+
+
+def _opset(model: ModelProto) -> int:
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def _load(path: str) -> ModelProto:

@@ -178,6 +178,16 @@ def build_masked_fill(call: Call) -> Ref:
     return select(call, call.args[1], call.args[2], call.args[0])
 
 
+@onnx("Trilu")
+def build_triangle(call: Call) -> Ref:
+    """The upper or lower triangle, zeros elsewhere."""
+    ref, given = call.ref(), call.constant(1)
+    k = 0 if given is None else int(given)
+    ones = torch.ones(ref.shape[-2:], dtype=torch.bool)
+    mask = ones.triu(k) if call.attributes.get("upper", 1) else ones.tril(k)
+    return select(call, mask.expand(1, *ref.shape), ref, 0.0)
+
+
 def select(call: Call, condition: Any, a: Any, b: Any) -> Ref:
     """Append ``a if condition else b``, each a variable or a constant."""
     shape = torch.broadcast_shapes(*(_shape(v) for v in (condition, a, b)))

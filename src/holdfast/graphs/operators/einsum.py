@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.graphs.builder import Call, Ref, aten
+from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operators.linear import Linear
 from holdfast.graphs.operators.matmul import matmul
 from holdfast.graphs.operators.product import multiply
@@ -13,10 +13,13 @@ from holdfast.graphs.operators.reshape import reshape
 from holdfast.graphs.operators.sum import reduce_sum
 
 
+@onnx("Einsum")
 @aten("einsum")
 def build(call: Call) -> Ref:
     """One or two operands; the first index of a variable is that of the batch."""
-    equation, operands = str(call.args[0]).replace(" ", ""), list(call.args[1])
+    given = call.attributes["equation"] if call.opset else call.args[0]
+    operands = list(call.args if call.opset else call.args[1])
+    equation = str(given).replace(" ", "")
     if "..." in equation or len(operands) > 2:
         raise call.error("more than two operands, and '...', are not supported")
     left, arrow, out = equation.partition("->")

@@ -269,3 +269,16 @@ def onnx_depth_to_space(call: Call) -> Ref:
         return p.reshape(n, c // b**2, h * b, w * b)
 
     return call.move(blocks, call.ref())
+
+
+@onnx("SpaceToDepth")
+def onnx_space_to_depth(call: Call) -> Ref:
+    """Blocks of pixels into channels."""
+    b = int(call.attributes["blocksize"])
+
+    def channels(p: Tensor) -> Tensor:
+        n, c, h, w = p.shape
+        p = p.reshape(n, c, h // b, b, w // b, b).permute(0, 3, 5, 1, 2, 4)
+        return p.reshape(n, c * b * b, h // b, w // b)
+
+    return call.move(channels, call.ref())
