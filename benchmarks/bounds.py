@@ -5,7 +5,8 @@
 DIR is a checkout of github.com/Verified-Intelligence/auto_LiRPA. Both sides bound the same margins
 of the same images over the same boxes, in turns, on one thread; seconds are the process's CPU time.
 Ours are proofs (float64, rounding charged); theirs are float32. Iterations of optimised slopes are
-equal. Building the graphs is not part of the seconds.
+equal. Building the graphs is not part of the seconds. With ``--write`` rows of earlier runs with as
+many images are kept, so that it can be measured piece by piece.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import importlib.util
+import json
 import sys
 import tempfile
 import time
@@ -27,7 +29,7 @@ import torch
 from torch import Tensor
 
 from _bound_networks import NETWORKS, Case
-from _common import write
+from _common import RESULTS, write
 
 METHODS = {
     "ibp": "IBP",
@@ -37,6 +39,8 @@ METHODS = {
 }
 STEPS = 20
 ROUNDS = 3
+ENOUGH = 30.0
+"""CPU-seconds after which no further turn begins."""
 
 
 @dataclass
@@ -107,6 +111,8 @@ def measure(case: Case, method: str) -> tuple[Timed, Timed]:
             side.error = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
             runs.append(None)
     for _ in range(ROUNDS):
+        if sum(sum(side.seconds) for side in sides) > ENOUGH:
+            break
         for side, run in zip(sides, runs, strict=True):
             if run is None:
                 continue
@@ -147,17 +153,25 @@ def main() -> None:
     stub()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = []
+    rows = kept(options.images) if options.write else {}
     for name in options.networks.split(","):
         case = NETWORKS[name](options.images)
         for method in options.methods.split(","):
-            rows.append(row(case, method))
-            print(
-                {k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()},
-                flush=True,
-            )
-    if options.write:
-        write("bounds", {"steps": STEPS, "rounds": ROUNDS, "images": options.images}, rows)
+            rows[name, method] = found = row(case, method)
+            shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+            print(shown, flush=True)
+            if options.write:
+                settings = {"steps": STEPS, "rounds": ROUNDS, "images": options.images}
+                write("bounds", settings, list(rows.values()))
+
+
+def kept(images: int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Rows of the results file with as many images, by network and method."""
+    path = RESULTS / "bounds.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if found.get("settings", {}).get("images") != images:
+        return {}
+    return {(r["network"], r["method"]): r for r in found["rows"]}
 
 
 if __name__ == "__main__":
