@@ -18,26 +18,25 @@ import torch
 from torch import Tensor
 
 from holdfast.data import Data
-from holdfast.engine.cascade import fitting, goals
+from holdfast.engine.cascade import fitting
+from holdfast.engine.clean import clean
 from holdfast.engine.curve import pending, radii
 from holdfast.engine.examples import most_easily_broken, write_examples
 from holdfast.engine.identity import check_same_run, header
 from holdfast.engine.journal import Journal, RowFile, adversarial_path
-from holdfast.engine.judge import answers
 from holdfast.engine.ledger import Ledger
 from holdfast.engine.preflight import N_CHECKED, preflight
 from holdfast.engine.proving import check_sound, prove, prove_where_cheap
-from holdfast.engine.random import Rng
-from holdfast.engine.scan import Scan, chunks, inside, scan
+from holdfast.engine.scan import Scan, inside, scan
 from holdfast.engine.slots import Rules, Slots
 from holdfast.engine.suspicion import suspicions
 from holdfast.engine.tuning import settled
 from holdfast.engine.workers.crew import Crew
 from holdfast.errors import DataError, JournalError
-from holdfast.events import Event, Finished, Found, PhaseDone, Progress, Started, Stopped
+from holdfast.events import Event, Finished, Found, Progress, Started, Stopped
 from holdfast.model import Model
 from holdfast.plan import Plan
-from holdfast.record import AnyRecord, Clean, Failure, Finding, Header, Radius, Session
+from holdfast.record import AnyRecord, Failure, Finding, Header, Radius, Session
 from holdfast.threat import AllowedSet, Threat, parse_threat
 from holdfast.trust import examination
 
@@ -188,7 +187,7 @@ def _sitting(
     try:
         _hire(context)
         yield from _open(context, new, earlier, findings)
-        yield from _clean(context)
+        yield from clean(context)
         stopped = False
         for threat in threats:
             stopped = yield from _threat(context, threat)
@@ -284,62 +283,6 @@ def _close(context: Context, outcome: str, start: tuple[int, int]) -> None:
     except JournalError:
         if outcome == "finished":
             raise  # else the error that ended the run is the one to show
-
-
-def _clean(context: Context) -> Iterator[Event]:
-    """The unchanged samples."""
-    ledger, n = context.ledger, len(context.data)
-    for chunk in chunks(n):
-        rows = [i for i in chunk if not ledger.is_known[i]]
-        if rows:
-            context.append(_clean_records(context, rows))
-        yield from context.progress("", "clean", chunk.stop, n)
-    accuracy = ledger.clean_accuracy
-    passes = 20.0 if context.model.is_random else 1.0
-    yield PhaseDone("", "clean", None, accuracy, passes, context.seconds)
-
-
-def _clean_records(context: Context, rows: list[int]) -> list[Clean]:
-    x, y = context.fetch(rows)
-    before = context.model.passes.forward
-    logits = answers(context.model, x)
-    forward = (context.model.passes.forward - before) // len(rows)
-    context.logits_file().write(rows, logits)
-    keys = context.seen.keys[rows]
-    rng = Rng(keys.to(y.device)).fold(context.plan.seed).fold(7)
-    goal = goals(context.plan.goal, logits, y, rng)
-    log_p = logits.log_softmax(1)
-    prediction = logits.argmax(1)
-    own = log_p.gather(1, y[:, None]).squeeze(1)
-    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
-    margin = other - logits.gather(1, y[:, None]).squeeze(1)
-    values = zip(
-        rows,
-        keys.tolist(),
-        y.tolist(),
-        prediction.tolist(),
-        goal.tolist(),
-        own.exp().tolist(),
-        log_p.amax(1).exp().tolist(),
-        margin.tolist(),
-        (-own).tolist(),
-        strict=True,
-    )
-    return [
-        Clean(
-            sample=i,
-            key=f"{key & (2**64 - 1):016x}",
-            y=label,
-            prediction=answer,
-            target=target,
-            confidence=confidence,
-            confidence_predicted=highest,
-            margin=gap,
-            loss=loss,
-            forward=forward,
-        )
-        for i, key, label, answer, target, confidence, highest, gap, loss in values
-    ]
 
 
 def _threat(context: Context, threat: Threat) -> Generator[Event, None, bool]:
