@@ -223,8 +223,10 @@ def said(found: Found) -> str:
     """What was measured, in a line."""
     name = found["case"]
     if name.startswith("collapse"):
-        times = f"{found['harden_cpu_s']:.0f} s, the script {found['plain_cpu_s']:.0f} s"
-        return f"{found['harden_pgd50']:.1%}, the plain script {found['plain_pgd50']:.1%} ({times})"
+        own = f"{found['harden_pgd50']:.1%} in {found['harden_cpu_s']:.0f} s"
+        alarms = ", ".join(f"{alarm['epoch']:.1f}" for alarm in found["alarms"])
+        script = f"{found['plain_pgd50']:.1%} in {found['plain_cpu_s']:.0f} s"
+        return f"{own}, gone back at epoch {alarms}; the plain script {script}"
     low, high = found["standard_interval"]
     robust = f"{found['standard']:.1%} [{low:.1%}, {high:.1%}]"
     if name == "digits":
