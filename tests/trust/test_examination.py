@@ -15,6 +15,7 @@ from holdfast.model import Model
 from holdfast.record import Attempt, Examined
 from holdfast.reports._trust import Confidence
 from holdfast.reports.report import Report
+from holdfast.trust import examination
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,20 @@ def test_look_only_and_off(net, tmp_path):
         assert report.threats[EPS].trust.confidence is confidence
         stages = {r.stage for r in journal.read(directory) if isinstance(r, Attempt)}
         assert stages == {0}
+
+
+def test_the_seed_of_the_plan_is_the_looks_too(net, tmp_path, monkeypatch):
+    seen, make = {}, examination.Probe
+    for seed in (0, 1):
+
+        def watched(seed=seed, **parts):
+            seen.setdefault(seed, []).append(parts["rng"].key)
+            return make(**parts)
+
+        monkeypatch.setattr(examination, "Probe", watched)
+        directory = tmp_path / str(seed)
+        list(run(plan(trust="look", seed=seed), Model(Quantised(net[0])), net[1], directory))
+    assert not set(seen[0][0].tolist()) & set(seen[1][0].tolist())
 
 
 def test_every_check_has_a_card():
