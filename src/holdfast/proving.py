@@ -142,8 +142,10 @@ def smooth(
     Args:
         model: A :class:`Model`, a module, or any function from inputs to logits.
         sigma: Standard deviation of the noise, in units of the input.
-        options: ``noise`` (``"gaussian"`` for l2, ``"uniform"`` for l1), ``denoiser``, ``alpha``,
-            ``n0``, ``n``, ``batch``, ``seed``; see :class:`SmoothedModel`.
+        options: ``noise`` (``"gaussian"`` for l2, ``"uniform"`` for l1, ``Ablation``,
+            ``Categories`` or ``Flips`` of ``holdfast.verifiers.discrete_noise`` for l0),
+            ``denoiser``, ``alpha``, ``n0``, ``n``, ``batch``, ``seed``; see
+            :class:`SmoothedModel`.
 
     Raises:
         ValueError: an option out of range.

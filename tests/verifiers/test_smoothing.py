@@ -197,7 +197,7 @@ def test_denoiser_runs_before_the_model_and_modes_are_restored():
         ({"sigma": float("nan")}, "sigma must be positive"),
         ({"alpha": 0.5}, "alpha must lie"),
         ({"n": 0}, "n must be at least 1"),
-        ({"noise": "laplace"}, "'gaussian' or 'uniform'"),
+        ({"noise": "laplace"}, "'gaussian', 'uniform' or"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict, words: str):

@@ -9,6 +9,8 @@ then g is constant within::
                                        sigma = lambda / sqrt(3) (Yang et al., 2020,
                                        arXiv:2002.08118, table 1).
 
+For discrete data noise replaces elements and certificates count them: see ``discrete_noise``.
+
 p is bounded from below by an exact binomial bound, so each certificate is wrong with probability of
 at most ``alpha``. Differences from the paper: sampling stops early once the votes show p <= 1/2
 (abstaining certifies nothing, so alpha is untouched; with probability 1 - alpha the answer would
@@ -29,6 +31,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, betaincinv, ndtri
 from torch import Tensor, nn
+
+from holdfast.verifiers.discrete_noise import DiscreteNoise
 
 Array = NDArray[np.float64]
 Noise = Literal["gaussian", "uniform"]
@@ -93,7 +97,8 @@ class SmoothedModel:
     Attributes:
         model: maps inputs ``(b, ...)`` to logits ``(b, k)``, k >= 2.
         sigma: standard deviation of the noise, in units of the input.
-        noise: ``"gaussian"`` certifies in l2, ``"uniform"`` in l1.
+        noise: ``"gaussian"`` certifies in l2, ``"uniform"`` in l1, a :class:`DiscreteNoise` in l0
+            (sigma is then of no matter).
         denoiser: applied to noisy inputs before the model (Salman et al., 2020, arXiv:2003.01908).
         alpha: probability with which a certificate (or a prediction) may be wrong.
         n0: votes that choose the class.
@@ -103,8 +108,8 @@ class SmoothedModel:
     """
 
     model: Callable[[Tensor], Tensor]
-    sigma: float
-    noise: Noise = "gaussian"
+    sigma: float = 0.25
+    noise: Noise | DiscreteNoise = "gaussian"
     denoiser: Callable[[Tensor], Tensor] | None = None
     alpha: float = 0.001
     n0: int = 100
@@ -116,8 +121,11 @@ class SmoothedModel:
         """Refuse options that would make a certificate meaningless."""
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
-        if self.noise not in {"gaussian", "uniform"}:
-            raise ValueError(f"noise must be 'gaussian' or 'uniform', got {self.noise!r}")
+        if not isinstance(self.noise, DiscreteNoise) and self.noise not in ("gaussian", "uniform"):
+            raise ValueError(
+                "noise must be 'gaussian', 'uniform' or a DiscreteNoise (Ablation, Categories, "
+                f"Flips), got {self.noise!r}"
+            )
         if not 0 < self.alpha < 0.5:
             raise ValueError(f"alpha must lie between 0 and 1/2, got {self.alpha}")
         for name in ("n0", "n", "batch"):
@@ -127,7 +135,15 @@ class SmoothedModel:
     @property
     def norm(self) -> str:
         """Norm of the certified radius."""
+        if isinstance(self.noise, DiscreteNoise):
+            return self.noise.norm
         return "l2" if self.noise == "gaussian" else "l1"
+
+    def radius(self, p: float, x: Tensor) -> float:
+        """The radius certified at one input ``x (*shape)`` whose class has probability >= ``p``."""
+        if isinstance(self.noise, DiscreteNoise):
+            return float(self.noise.radius(p, x))
+        return float(smoothed_radius(p, self.sigma, self.noise))
 
     def predict(self, x: Tensor, samples: Sequence[int] | None = None) -> NDArray[np.int64]:
         """The class of each input, or ``ABSTAIN``: PREDICT of the paper with ``n`` votes.
@@ -160,8 +176,8 @@ class SmoothedModel:
         """
         found = [self._certify(row, target) for _, row in zip(*self._rows(x, samples), strict=True)]
         prediction, p_lower, n_used = (np.array(v) for v in zip(*found, strict=True))
-        radius = smoothed_radius(p_lower, self.sigma, self.noise)
-        return Certified(prediction, radius, p_lower, n_used)
+        radius = [self.radius(p, one) for p, one in zip(p_lower.tolist(), x, strict=True)]
+        return Certified(prediction, np.array(radius), p_lower, n_used)
 
     def _certify(self, row: _Votes, target: float | None) -> tuple[int, float, int]:
         chosen = int(row.take(self.n0).argmax())
@@ -176,8 +192,9 @@ class SmoothedModel:
             share = self.alpha if target is None else share
             if look == self.n or target is not None:
                 p_lower = float(binomial_lower(hits, taken, share))
-                reached = float(smoothed_radius(p_lower, self.sigma, self.noise))
-                if number == len(looks) or (target is not None and reached >= target):
+                if number == len(looks) or (
+                    target is not None and self.radius(p_lower, row.x) >= target
+                ):
                     break
         return (chosen if p_lower > 0.5 else ABSTAIN), p_lower, self.n0 + taken
 
@@ -229,14 +246,18 @@ class _Votes:
             parts.append(self._block())
         drawn = torch.cat(parts)
         self.spare = drawn[n:]
-        return self.x + drawn[:n]
+        return drawn[:n]
 
     def _block(self) -> Tensor:
-        shape, sigma = (BLOCK, *self.x.shape), self.smoothed.sigma
+        """Noisy copies."""
+        noise, sigma = self.smoothed.noise, self.smoothed.sigma
+        if isinstance(noise, DiscreteNoise):
+            return noise.noisy(self.x, BLOCK, self.generator)
+        shape = (BLOCK, *self.x.shape)
         options = {"device": self.x.device, "dtype": self.x.dtype, "generator": self.generator}
-        if self.smoothed.noise == "gaussian":
-            return sigma * torch.randn(shape, **options)
-        return math.sqrt(3.0) * sigma * (2.0 * torch.rand(shape, **options) - 1.0)
+        if noise == "gaussian":
+            return self.x + sigma * torch.randn(shape, **options)
+        return self.x + math.sqrt(3.0) * sigma * (2.0 * torch.rand(shape, **options) - 1.0)
 
 
 @contextmanager
@@ -256,7 +277,7 @@ def smooth(
     model: Callable[[Tensor], Tensor],
     sigma: float = 0.25,
     *,
-    noise: Noise = "gaussian",
+    noise: Noise | DiscreteNoise = "gaussian",
     denoiser: Callable[[Tensor], Tensor] | None = None,
     alpha: float = 0.001,
     n0: int = 100,
