@@ -276,6 +276,7 @@ _RESULTS: dict[str, dict[str, str]] = {
         "data and threat": "case",
         "recipe": "run",
         "seeds": "n_seeds",
+        "images: PGD-50, audit": "images",
         "clean": "clean",
         "PGD-50": "pgd50",
         "standard": "standard",
