@@ -34,6 +34,7 @@ from holdfast.verifiers.domains import (
     Root,
     Shifted,
     batch_of,
+    read_bounds,
 )
 from holdfast.verifiers.graph_bounds import GraphBounds, spread
 from holdfast.verifiers.problem import Counterexample, Leaf, Split
@@ -50,10 +51,10 @@ DOMAIN_STEPS = 12
 NARROWINGS = 4
 LEAST_GAIN = 0.9
 # Multiplications spent on the bounds of single neurons at first, how many times more each time they
-# are bounded again, and the share of them that the tree gets between.
+# are bounded again, and how many times as many the tree gets before.
 FIRST_EFFORT = 2.5e9
 MORE = 4
-BRANCHING = 1 / 3
+BRANCHING = 1.0
 # Open domains from which on the nearest to a proof go first, so that they get fewer.
 POOL = 4096
 # Where no split raises the bound by this share, only new bounds can help: they are made earlier.
@@ -61,18 +62,26 @@ BLIND = 0.01
 # New bounds that raise a domain's by less than this share are made more rarely.
 LITTLE = 0.02
 # Domains that get new bounds together, and those of a batch from which counterexamples are sought.
-RENEWED = 16
+RENEWED = 4
 LOOKS = 8
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tree:
-    """One search: the property, its box, and who bounds the domains."""
+    """One search.
+
+    Attributes:
+        search: The property.
+        root: Its box.
+        bounder: Who bounds the domains.
+        patience: Splits by which new bounds are put off, as earlier ones gained little.
+    """
 
     search: Search
     root: Root
     bounder: Bounder
+    patience: int = 0
 
 
 def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool | None:
@@ -93,19 +102,32 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
             state = sharpen(search.graph, root.region, root.anchor.state, SHARPEN_STEPS)
         root, open_clauses = _root(search, torch.tensor(open_clauses), state)
     if search.keep_leaves:
-        search.bounds.update(_read_bounds(search.graph, root.anchor.state))
-    effort = FIRST_EFFORT
-    while open_clauses:
-        tree = _tree(search, root, open_clauses)
-        found = _plant(tree, open_clauses)
+        search.bounds.update(read_bounds(search.graph, root.anchor.state))
+    return _cultivate(search, root, open_clauses)
+
+
+def _cultivate(search: Search, root: Root, clauses: list[int]) -> Counterexample | bool | None:
+    """Branches, and begins again each time that the bounds of neurons have become much better."""
+    effort, share = FIRST_EFFORT, BRANCHING
+    tree, pool, planted = None, list[Domain](), dict[int, float]()
+    while clauses:
+        new = _tree(search, root, clauses)
+        found = _plant(new, clauses)
         if isinstance(found, Counterexample):
             return found
+        values = {d.clause: d.value for d in found}
+        better = any(v >= LEAST_GAIN * planted.get(c, -math.inf) for c, v in values.items())
+        if tree is None or better:
+            tree, pool, planted = new, found, values
+        else:
+            pool = [d for d in pool if d.clause in values]
+            share *= MORE**2
         refines = isinstance(tree.bounder, DenseBounds) and not search.keep_leaves
-        outcome = _branch(tree, found, BRANCHING * effort if refines else math.inf)
+        outcome = _branch(tree, pool, share * effort if refines else math.inf)
         if not isinstance(outcome, list):
             return outcome
-        effort *= MORE
-        root, open_clauses = _refined(tree, outcome, effort)
+        root, clauses = _refined(replace(tree, root=root), outcome, effort)
+        pool, effort = outcome, effort * MORE
     return True
 
 
@@ -182,26 +204,29 @@ def _narrow(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
 
 def _renew(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
     """The domains, with new bounds for those whose bounds are stale."""
-    fresh = [d for d in domains if not d.is_stale]
-    stale = [d for d in domains if d.is_stale]
-    for i in range(0, len(stale), RENEWED):
-        part = stale[i : i + RENEWED]
+    fresh, left = [], domains
+    while left:
+        stale = [d for d in left if d.is_stale(tree.patience)]
+        fresh += [d for d in left if not d.is_stale(tree.patience)]
+        part, left = stale[:RENEWED], stale[RENEWED:]
+        if not part or tree.search.is_over():
+            return fresh + stale
         before = {(d.clause, d.splits): d.value for d in part}
-        if tree.search.is_over():
-            return fresh + stale[i:]
         found = _solve(tree, _refresh(tree, part), DOMAIN_STEPS)
         if isinstance(found, Counterexample):
             return found
-        for domain in found:
-            _settle(domain, before[domain.clause, domain.splits])
+        idle = sum(_settle(d, before[d.clause, d.splits]) for d in found)
+        tree.patience += 3 if 2 * idle > len(part) else 0
         fresh += found
     return fresh
 
 
-def _settle(domain: Domain, before: float) -> None:
-    """Lets bounds live longer that raised the domain's own from ``before`` by little."""
-    if domain.value - before < LITTLE * abs(before):
+def _settle(domain: Domain, before: float) -> bool:
+    """Lets bounds live longer that raised the domain's own from ``before`` by little; whether."""
+    idle = domain.value - before < LITTLE * abs(before)
+    if idle:
         domain.anchor = replace(domain.anchor, lifetime=domain.anchor.lifetime + 3)
+    return idle
 
 
 @torch.no_grad()
@@ -226,15 +251,6 @@ def _lifetime(graph: Graph, state: State) -> float:
     # each gradient counts as two more.
     ratio = 4 * rows / (3 * DOMAIN_STEPS + 2 * CANDIDATES)
     return math.ceil(math.log2(1 + ratio))
-
-
-def _read_bounds(graph: Graph, state: State) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Flat bounds of every node that a non-linear node reads."""
-    nodes = sorted({i for n in graph.nodes if not n.op.is_affine for i in n.inputs})
-    return {
-        i: (state.boxes[i].lower[0].flatten().numpy(), state.boxes[i].upper[0].flatten().numpy())
-        for i in nodes
-    }
 
 
 @torch.no_grad()
@@ -379,4 +395,5 @@ def _cut(tree: Tree, domains: list[Domain]) -> tuple[list[Domain], bool]:
 def _halves(tree: Tree, domain: Domain, split: Split, years: int = 1) -> list[Domain]:
     """Both sides of a split, so much older."""
     halves = [tree.bounder.half(domain, replace(split, above=above)) for above in (True, False)]
-    return [replace(half, age=domain.age + years) for half in halves]
+    first = domain.first if domain.age else domain.value
+    return [replace(half, age=domain.age + years, first=first) for half in halves]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from dataclasses import dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from torch import Tensor
 from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operator import Activation
 from holdfast.graphs.shapes import flattened
-from holdfast.verifiers.crown import State
+from holdfast.verifiers.crown import State, absolute_sum, gamma, scale_of
 
 # Elements of all matrices together; larger networks are searched as graphs.
 MOST_ELEMENTS = 1 << 27
@@ -30,6 +30,14 @@ MOST_ELEMENTS = 1 << 27
 SPARSE = 0.15
 RATE = 0.1
 DECAY = 0.98
+
+
+class Affine(NamedTuple):
+    """Rows ``coefficients (r, k)``, ``constants (r,)`` and how far rounding may put them off."""
+
+    coefficients: Tensor
+    constants: Tensor
+    errors: Tensor
 
 
 @final
@@ -45,6 +53,8 @@ class Layer:
         turned: The same, turned ``(p, u)``.
         W: Coefficients of all earlier undecided neurons ``(u, earlier)``.
         b: Constants ``(u,)``.
+        error: How far rounding may put the neuron from them, over the box ``(u,)``; zeros where
+            the boxes were given without regard to rounding.
     """
 
     node: int
@@ -54,17 +64,24 @@ class Layer:
     turned: Tensor
     W: Tensor
     b: Tensor
+    error: Tensor
 
     @classmethod
-    def of(cls, node: Node, neurons: Tensor, W: Tensor, b: Tensor, n_inputs: int) -> Layer:
-        """From coefficients of inputs and earlier neurons together ``(u, p + earlier)``."""
+    def of(cls, node: Node, neurons: Tensor, found: Affine, n_inputs: int) -> Layer:
+        """From coefficients of inputs and earlier neurons together."""
+        W, b, error = found
         inputs, rest = W[:, :n_inputs].contiguous(), W[:, n_inputs:].contiguous()
         turned = inputs.T
         if inputs.numel() and int((inputs != 0).sum()) < SPARSE * inputs.numel():
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Sparse", UserWarning)  # said to be in beta
                 inputs, turned = inputs.to_sparse_csr(), inputs.T.contiguous().to_sparse_csr()
-        return cls(node.index, node.inputs[0], neurons, inputs, turned, rest, b)
+        return cls(node.index, node.inputs[0], neurons, inputs, turned, rest, b, error)
+
+    def to(self, dtype: torch.dtype) -> Layer:
+        """In another precision."""
+        moved = [t.to(dtype) for t in (self.inputs, self.turned, self.W, self.b, self.error)]
+        return Layer(self.node, self.source, self.neurons, *moved)
 
     def push(self, x: Tensor, values: Tensor) -> Tensor:
         """``z`` of the inputs ``(n, p)`` and earlier neurons' values: ``(n, u)``."""
@@ -86,7 +103,7 @@ class Layer:
 @final
 @dataclass(frozen=True, slots=True)
 class Dense:
-    """A network over a box, in float32.
+    """A network over a box.
 
     Attributes:
         layers: In order of the graph.
@@ -94,6 +111,7 @@ class Dense:
         constants: Their constants ``(c,)``.
         middle: Middle of the box ``(p,)``.
         radius: Half of its widths ``(p,)``.
+        errors: How far rounding may put the rows off ``(c,)``, as in ``Layer``.
     """
 
     layers: tuple[Layer, ...]
@@ -101,6 +119,14 @@ class Dense:
     constants: Tensor
     middle: Tensor
     radius: Tensor
+    errors: Tensor
+
+    def to(self, dtype: torch.dtype) -> Dense:
+        """In another precision, for a search."""
+        parts = (self.rows, self.constants, self.middle, self.radius, self.errors)
+        rows, constants, middle, radius, errors = (t.to(dtype) for t in parts)
+        layers = tuple(layer.to(dtype) for layer in self.layers)
+        return Dense(layers, rows, constants, middle, radius, errors)
 
     @property
     def n_inputs(self) -> int:
@@ -154,7 +180,7 @@ def condense(
     """The dense form over a box, or None where the network has none or it would be too large.
 
     Args:
-        graph: The network in float32.
+        graph: The network, in the precision of the result.
         state: Boxes of one sample.
         A: Rows over the outputs ``(c, m)``.
         D: Their coefficients of the inputs ``(c, p)`` or None.
@@ -171,15 +197,15 @@ def condense(
     for node, mask in masks.items():
         source = graph.nodes[node].inputs[0]
         neurons = mask.nonzero().squeeze(1)
-        unit = torch.zeros(len(neurons), len(mask)).scatter(1, neurons.unsqueeze(1), 1.0)
-        W, b = _affine(graph, source, unit, state, masks, known)
-        layers.append(Layer.of(graph.nodes[node], neurons, W, b, graph.nodes[0].size))
+        unit = A.new_zeros(len(neurons), len(mask)).scatter(1, neurons.unsqueeze(1), 1.0)
+        found = _affine(graph, source, unit, state, masks, known)
+        layers.append(Layer.of(graph.nodes[node], neurons, found, graph.nodes[0].size))
         known.append(node)
-    rows, constants = _affine(graph, len(graph.nodes) - 1, A, state, masks, known)
+    rows, constants, errors = _affine(graph, len(graph.nodes) - 1, A, state, masks, known)
     if D is not None:
         rows[:, : D.shape[1]] += D
     middle, radius = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
-    return Dense(tuple(layers), rows, constants + d, middle, radius)
+    return Dense(tuple(layers), rows, constants + d, middle, radius, errors)
 
 
 def _masks(graph: Graph, state: State) -> dict[int, Tensor] | None:
@@ -204,14 +230,22 @@ def _affine(
     state: State,
     masks: dict[int, Tensor],
     known: list[int],
-) -> tuple[Tensor, Tensor]:
-    """Rows ``A (r, size)`` of a node in terms of inputs and undecided neurons."""
+) -> Affine:
+    """Rows ``A (r, size)`` of a node in terms of inputs and undecided neurons.
+
+    Errors are counted as in ``crown.pull_back``; rows and constants of a property are not its
+    business.
+    """
     pending = {start: A.reshape(1, len(A), *graph.nodes[start].shape)}
-    constant, found = A.new_zeros(len(A)), {}
+    constant, error, found = A.new_zeros(len(A)), A.new_zeros(len(A)), {}
+    rounding, unit = bool(state.magnitudes), 2 * gamma(graph, A.dtype)
     for node in reversed(graph.nodes[: start + 1]):
         if node.index not in pending:
             continue
         rows = pending.pop(node.index)
+        magnitude = state.magnitudes[node.index] if rounding else None
+        if magnitude is not None:
+            error = error + unit * magnitude[0] * absolute_sum(rows)[0]
         if node.index == 0:
             found[0] = rows.reshape(len(A), node.size)
             break
@@ -224,10 +258,13 @@ def _affine(
         if pulled.constant is not None:
             constant = constant + pulled.constant[0]
         for i, part in zip(node.inputs, pulled.coefficients, strict=True):
+            if i in pending and rounding:
+                left = absolute_sum(pending[i]) + absolute_sum(part)
+                error = error + unit * scale_of(state, i)[0] * left[0]
             pending[i] = pending[i] + part if i in pending else part
     zeros = {i: int(masks[i].sum()) if i else graph.nodes[0].size for i in (0, *known)}
     blocks = [found.get(i, A.new_zeros(len(A), size)) for i, size in zeros.items()]
-    return torch.cat(blocks, 1).contiguous(), constant
+    return Affine(torch.cat(blocks, 1).contiguous(), constant, error)
 
 
 def backward(
@@ -321,6 +358,15 @@ def ascend(
         x[:, :u].clamp_(0.0, 1.0)
         x[:, u:].clamp_(min=0.0)
     return best[:, :u], best[:, u:], best_value
+
+
+def evaluate(net: Dense, rows: Tensor, x: Tensor) -> Tensor:
+    """Values of the rows ``(n,)`` of the network itself at inputs ``x (n, p)`` within the box."""
+    values = torch.cat([x, x.new_zeros(len(x), net.rows.shape[1] - x.shape[1])], 1)
+    p = net.n_inputs
+    for layer, (i, j) in zip(net.layers, net.spans(), strict=True):
+        values[:, p + i : p + j] = layer.push(x, values[:, p : p + i]).relu_()
+    return (net.rows[rows] * values).sum(1) + net.constants[rows]
 
 
 def _scale(net: Dense, A: Tensor) -> Tensor:

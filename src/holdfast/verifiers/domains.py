@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
 from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
@@ -74,6 +75,7 @@ class Domain:
         choices: Slopes and multipliers in the form of whoever bounds it; None for the defaults.
         value: Lower bound, in float32.
         age: Splits since the anchor was made; those that gained nothing count more.
+        first: Lower bound of the domain that the anchor was made for.
     """
 
     clause: int
@@ -82,11 +84,16 @@ class Domain:
     choices: Any = None
     value: float = -np.inf
     age: int = 0
+    first: float = -np.inf
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether its bounds are so old that new ones are due."""
-        return self.age >= self.anchor.lifetime
+    def is_stale(self, patience: int) -> bool:
+        """Whether new bounds are due; with patience, so many splits later.
+
+        They are when its own are old, and splits would take as long again to close it at the pace
+        of those since they were made.
+        """
+        due = self.age >= self.anchor.lifetime + patience
+        return due and -self.value * self.age >= self.anchor.lifetime * (self.value - self.first)
 
 
 @final
@@ -262,3 +269,12 @@ def clip(box: Box, cut: Cuts) -> Box:
     return Box(
         torch.minimum(lower, upper).reshape(shape), torch.maximum(lower, upper).reshape(shape)
     )
+
+
+def read_bounds(graph: Graph, state: State) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Flat bounds of every node that a non-linear node reads."""
+    nodes = sorted({i for n in graph.nodes if not n.op.is_affine for i in n.inputs})
+    return {
+        i: (state.boxes[i].lower[0].flatten().numpy(), state.boxes[i].upper[0].flatten().numpy())
+        for i in nodes
+    }

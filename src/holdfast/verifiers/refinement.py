@@ -24,10 +24,11 @@ from torch import Tensor
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
 from holdfast.graphs.shapes import flattened
-from holdfast.verifiers.alpha_crown import low_precision, replace_boxes
-from holdfast.verifiers.crown import Cuts, State, pull_back
-from holdfast.verifiers.dense import Dense, DenseLines, ascend, backward, condense
-from holdfast.verifiers.domains import clip
+from holdfast.verifiers.alpha_crown import replace_boxes
+from holdfast.verifiers.crown import State
+from holdfast.verifiers.dense import Dense, DenseLines, ascend, backward, condense, evaluate
+from holdfast.verifiers.dense_parts import parts
+from holdfast.verifiers.dense_proof import least
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
 
@@ -35,6 +36,11 @@ FIRST_STEPS = 30
 STEPS = 10
 # Elements of the coefficients of leaves bounded together.
 ELEMENTS = 1 << 18
+# Leaves split in one round, where few rows have that many, and most of them of one row.
+LEAVES = 512
+MOST_LEAVES = 32
+# What calling the operations of one pass costs, in multiplications.
+CALL = 2e5
 # Elements of all leaves of one layer together.
 MOST_ELEMENTS = 1 << 25
 # Share of a neuron's range by which its bound may miss a value that was reached.
@@ -82,31 +88,33 @@ class Leaves:
 @final
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The undecided neurons of one node, seen from the inputs.
+    """Undecided neurons of one node, seen from the inputs.
 
     Attributes:
-        graph: The network up to the node, in float64.
-        single: The same in float32.
-        region: Inputs.
-        state: What is known, in float64.
-        neurons: Flat positions of the undecided neurons ``(r,)``.
-        net: Rows ``z`` and ``-z`` of them.
-        lower: Bounds of the undecided neurons before them ``(u,)``.
+        neurons: Flat positions of the neurons ``(r,)``.
+        proof: Rows ``z`` and ``-z`` of them in float64, with rounding errors.
+        net: The same in float32, for the search.
+        box: Bounds of the undecided neurons before them ``(u,)`` in float64.
+        lower: The same in float32.
         upper: The same.
     """
 
-    graph: Graph
-    single: Graph
-    region: BoxRegion
-    state: State
     neurons: Tensor
+    proof: Dense
     net: Dense
+    box: tuple[Tensor, Tensor]
     lower: Tensor
     upper: Tensor
 
+    @classmethod
+    def of(cls, neurons: Tensor, proof: Dense, box: tuple[Tensor, Tensor]) -> Problem:
+        """With copies for the search."""
+        low, high = box[0].float(), box[1].float()
+        return cls(neurons, proof, proof.to(torch.float32), box, low, high)
+
     def cost(self, count: int, steps: int) -> float:
-        """Multiplications of bounding so many leaves."""
-        return 2 * count * (steps + 1) * self.net.cost
+        """Multiplications of bounding so many leaves, calls counted as some."""
+        return 2 * (steps + 1) * (count * self.net.cost + CALL)
 
 
 @torch.no_grad()
@@ -125,51 +133,51 @@ def refine(
     Returns:
         Boxes cut with what was found, and what was spent.
     """
-    nodes = [n for n in graph.nodes[1:] if not n.op.is_affine]
-    quick, left = graph.to(torch.float32), budget
+    nodes, left = [n for n in graph.nodes[1:] if not n.op.is_affine], budget
     for k, node in enumerate(nodes):
         if is_over():
             break
-        problem = _problem(graph, quick, region, state, node.inputs[0])
-        if problem is None:
+        problems = _problems(graph, region, state, node.inputs[0])
+        if not problems:
             continue
-        share = left / (len(nodes) - k)
-        leaves, spent = _search(problem, share, is_over)
-        left -= spent
-        boxes = list(state.boxes)
-        boxes[node.inputs[0]] = _cut(problem, _exact(problem, leaves))
+        boxes, end = list(state.boxes), left - left / (len(nodes) - k)
+        for i, problem in enumerate(problems):
+            leaves, spent = _search(problem, (left - end) / (len(problems) - i), is_over)
+            left -= spent
+            boxes[node.inputs[0]] = _cut(boxes[node.inputs[0]], problem, _exact(problem, leaves))
         state = replace_boxes(graph, state, boxes)
         if k < len(nodes) - 1:
             state = propagate(graph, region, known=state.boxes)
     return state, budget - left
 
 
-def _problem(
-    graph: Graph, quick: Graph, region: BoxRegion, state: State, at: int
-) -> Problem | None:
-    """Undecided neurons of a node; None where there are none or bounds are exact already."""
+def _problems(graph: Graph, region: BoxRegion, state: State, at: int) -> list[Problem]:
+    """Undecided neurons of a node by what they read; none where bounds are exact already."""
     box, nodes = state.boxes[at], graph.nodes
     neurons = ((box.lower < 0) & (box.upper > 0)).flatten().nonzero().squeeze(1)
     if not len(neurons):
-        return None
-    unit = torch.zeros(len(neurons), nodes[at].size).scatter(1, neurons.unsqueeze(1), 1.0)
-    low, single = low_precision(state), Graph(quick.nodes[: at + 1])
+        return []
+    unit = box.lower.new_zeros(len(neurons), nodes[at].size)
+    unit = unit.scatter(1, neurons.unsqueeze(1), 1.0)
     net = condense(
-        single,
-        State(low.boxes[: at + 1], []),
+        Graph(nodes[: at + 1]),
+        State(state.boxes[: at + 1], state.magnitudes[: at + 1]),
         torch.cat([unit, -unit]),
         None,
-        torch.zeros(2 * len(unit)),
-        (region.lower.flatten().float(), region.upper.flatten().float()),
+        unit.new_zeros(2 * len(unit)),
+        (region.lower.flatten(), region.upper.flatten()),
     )
     if net is None or not any(len(k.b) for k in net.layers):
-        return None
-    lower, upper = (
-        torch.cat([low.boxes[k.source][side].flatten()[k.neurons] for k in net.layers])
+        return []
+    ends = [
+        torch.cat([state.boxes[k.source][side].flatten()[k.neurons] for k in net.layers])
         for side in (0, 1)
-    )
-    first = State(state.boxes[: at + 1], state.magnitudes[: at + 1])
-    return Problem(Graph(nodes[: at + 1]), single, region, first, neurons, net, lower, upper)
+    ]
+    found = []
+    for part, own in parts(net):
+        mine = neurons[part.rows[: len(part.rows) // 2]]
+        found.append(Problem.of(mine, own, (ends[0][part.neurons], ends[1][part.neurons])))
+    return found
 
 
 def _search(problem: Problem, budget: float, is_over: Callable[[], bool]) -> tuple[Leaves, float]:
@@ -186,7 +194,8 @@ def _search(problem: Problem, budget: float, is_over: Callable[[], bool]) -> tup
             break
         worst = leaves.at(pick)
         A, score = _losses(problem, worst)
-        reached[worst.row] = torch.minimum(reached[worst.row], _reach(problem, worst.row, A))
+        at = _reach(problem, worst.row, A)
+        reached = reached.scatter_reduce(0, worst.row, at, "amin")
         best, place = score.max(1)
         can = best > 0
         parts = [leaves.without(pick)]
@@ -199,23 +208,25 @@ def _search(problem: Problem, budget: float, is_over: Callable[[], bool]) -> tup
             parts.append(_solve(problem, again, FIRST_STEPS))
             spent += problem.cost(len(again), FIRST_STEPS)
             still = parts[-1].value - again.value < CLOSE * again.value.abs()
-            reached[again.row[still]] = -torch.inf
+            # The row will not rise above what cannot be raised.
+            end = parts[-1].at(still)
+            reached = reached.scatter_reduce(0, end.row, end.value, "amin")
         leaves = Leaves.join(parts)
     return leaves, spent
 
 
 def _worst(leaves: Leaves, reached: Tensor) -> Tensor:
-    """Position of the worst leaf of every row that is still worth a split."""
+    """Positions of the worst leaves of every row that are still worth a split."""
     order = leaves.value.argsort()
     order = order[leaves.row[order].argsort(stable=True)]
-    row = leaves.row[order]
-    first = torch.ones(len(row), dtype=torch.bool)
-    first[1:] = row[1:] != row[:-1]
-    pick = order[first]
-    value = leaves.value[pick]
+    row, rows = leaves.row[order], len(reached)
+    first = torch.searchsorted(row, torch.arange(rows))
+    pick = order[torch.arange(len(row)) - first[row] < max(1, min(MOST_LEAVES, LEAVES // rows))]
+    worst = leaves.value[order[first]]
     # The other side of the range is the row half of them further on.
-    width = -(value + value.roll(len(value) // 2))
-    return pick[(value <= 0) & (reached - value > CLOSE * width)]
+    width = -(worst + worst.roll(rows // 2))
+    value, row = leaves.value[pick], leaves.row[pick]
+    return pick[(value <= 0) & (reached[row] - value > CLOSE * width[row])]
 
 
 def _solve(problem: Problem, leaves: Leaves, steps: int) -> Leaves:
@@ -246,11 +257,7 @@ def _losses(problem: Problem, leaves: Leaves) -> tuple[Tensor, Tensor]:
 
 def _reach(problem: Problem, row: Tensor, A: Tensor) -> Tensor:
     """Values of the rows at the corners that attain their bounds ``(m,)``."""
-    x = problem.net.middle - A.sign() * problem.net.radius
-    z = flattened(problem.single(x.reshape(-1, *problem.graph.input_shape)))
-    r = len(problem.neurons)
-    value = z.gather(1, problem.neurons[row % r].unsqueeze(1)).squeeze(1)
-    return torch.where(row < r, value, -value)
+    return evaluate(problem.net, row, problem.net.middle - A.sign() * problem.net.radius)
 
 
 def _halves(leaves: Leaves, place: Tensor) -> Leaves:
@@ -263,57 +270,19 @@ def _halves(leaves: Leaves, place: Tensor) -> Leaves:
 
 def _exact(problem: Problem, leaves: Leaves) -> Tensor:
     """Least value of every row over its leaves, in float64 with rounding errors ``(rows,)``."""
-    graph, at = problem.graph, len(problem.graph.nodes) - 1
-    widest = max(n.size for n in graph.nodes)
-    low = torch.full((2 * len(problem.neurons),), torch.inf, dtype=torch.float64)
-    for index in torch.arange(len(leaves)).split(max(1, (1 << 22) // widest)):
+    low = problem.proof.rows.new_full((2 * len(problem.neurons),), torch.inf)
+    for index in torch.arange(len(leaves)).split(max(16, ELEMENTS // leaves.sign.shape[1])):
         part = leaves.at(index)
-        m, r = len(part), len(problem.neurons)
-        unit = torch.zeros(m, graph.nodes[at].size, dtype=torch.float64)
-        side = torch.where(part.row < r, 1.0, -1.0).double()
-        unit.scatter_(1, problem.neurons[part.row % r].unsqueeze(1), side.unsqueeze(1))
-        state, parameters, cuts, multipliers = _dissolve(problem, part)
-        bound = pull_back(
-            graph,
-            at,
-            unit.reshape(m, 1, *graph.nodes[at].shape),
-            state,
-            parameters=parameters,
-            cuts=cuts,
-            multipliers=multipliers,
-        )
-        region = problem.region.rows(torch.zeros(m, dtype=torch.long))
-        value = (region.minimum(bound.A) + bound.constant)[:, 0]
+        choices = (t.double() for t in (part.sign, part.alpha, part.beta))
+        value = least(problem.proof, part.row, problem.box, *choices)
         # A bound that is no number says nothing.
         low = low.scatter_reduce(0, part.row, value.nan_to_num(-torch.inf), "amin")
     return low
 
 
-def _dissolve(
-    problem: Problem, leaves: Leaves
-) -> tuple[State, dict[int, Tensor], dict[int, Cuts], dict[int, Tensor]]:
-    """The leaves' boxes, slopes, splits and multipliers in the form of the graph."""
-    m, net = len(leaves), problem.net
-    boxes = [Box(*(t.expand(m, *t.shape[1:]) for t in box)) for box in problem.state.boxes]
-    magnitudes = [None if t is None else t.expand(m, 1) for t in problem.state.magnitudes]
-    parameters: dict[int, Tensor] = {}
-    cuts: dict[int, Cuts] = {}
-    multipliers: dict[int, Tensor] = {}
-    for layer, (i, j) in zip(net.layers, net.spans(), strict=True):
-        node = problem.graph.nodes[layer.node]
-        full = torch.zeros(m, node.size, dtype=torch.float64)
-        full[:, layer.neurons] = leaves.alpha[:, i:j].double()
-        parameters[layer.node] = full.reshape(1, m, 1, *node.shape)
-        sign = leaves.sign[:, i:j].double()
-        cuts[layer.source] = Cuts(layer.neurons.expand(m, -1), sign, torch.zeros_like(sign))
-        multipliers[layer.source] = leaves.beta[:, i:j].double()
-        boxes[layer.source] = clip(boxes[layer.source], cuts[layer.source])
-    return State(boxes, magnitudes), parameters, cuts, multipliers
-
-
-def _cut(problem: Problem, low: Tensor) -> Box:
+def _cut(box: Box, problem: Problem, low: Tensor) -> Box:
     """The node's box cut with the rows' bounds."""
-    box, r = problem.state.boxes[-1], len(problem.neurons)
+    r = len(problem.neurons)
     lower, upper = flattened(box.lower).clone(), flattened(box.upper).clone()
     lower[0, problem.neurons] = torch.fmax(lower[0, problem.neurons], low[:r])
     upper[0, problem.neurons] = torch.fmin(upper[0, problem.neurons], -low[r:])
