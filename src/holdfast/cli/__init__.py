@@ -9,6 +9,8 @@ import typer
 from holdfast.cli.audit import EXAMPLES, audit
 from holdfast.cli.check import check
 from holdfast.cli.demo import demo
+from holdfast.cli.distances import EXAMPLES as DISTANCES_EXAMPLES
+from holdfast.cli.distances import distances
 from holdfast.cli.errors import explained
 from holdfast.cli.frontier import EXAMPLES as FRONTIER_EXAMPLES
 from holdfast.cli.frontier import frontier
@@ -30,6 +32,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("audit", epilog=EXAMPLES, no_args_is_help=True)(explained(audit))
+app.command("distances", epilog=DISTANCES_EXAMPLES, no_args_is_help=True)(explained(distances))
 app.command("verify", epilog=VERIFY_EXAMPLES, no_args_is_help=True)(explained(verify))
 app.command("harden", epilog=HARDEN_EXAMPLES, no_args_is_help=True)(explained(harden))
 app.command("frontier", epilog=FRONTIER_EXAMPLES, no_args_is_help=True)(explained(frontier))

@@ -81,7 +81,7 @@ class Section:
 def render(report: Report) -> str:
     """The page."""
     sections = [_section(report, result) for result in report.threats.values()]
-    page = _environment().get_template("report.html")
+    page = environment().get_template("report.html")
     return page.render(
         report=report,
         sections=sections,
@@ -96,7 +96,7 @@ def render(report: Report) -> str:
 
 def fragment(report: Report) -> str:
     """A short summary for a notebook's cell."""
-    page = _environment().get_template("fragment.html")
+    page = environment().get_template("fragment.html")
     trust = [_trust_words.headline(report, result) for result in report.threats.values()]
     return page.render(
         report=report,
@@ -107,8 +107,9 @@ def fragment(report: Report) -> str:
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Where templates come from, and their filters."""
+    found = Environment(
         loader=PackageLoader("holdfast.reports"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -116,10 +117,10 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters = (_words.number, _words.percent, _words.interval, _words.size)
-    environment.filters.update({function.__name__: function for function in filters})
-    environment.globals["words"] = _words
-    environment.globals["trust_words"] = _trust_words
-    return environment
+    found.filters.update({function.__name__: function for function in filters})
+    found.globals["words"] = _words
+    found.globals["trust_words"] = _trust_words
+    return found
 
 
 def _section(report: Report, result: ThreatResult) -> Section:
