@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -103,9 +105,10 @@ def test_rounds_are_as_many_as_the_margin_left_allows():
     # 0.9 of the margin is left after every round: round j wants (j + 1) * 0.9 below the effort
     x = torch.full((1, 1, 4, 4), 0.5)
     for effort, n_rounds in ((0.91, 1), (1.81, 2), (2.71, 3), (99.0, 4)):
-        attack = SquarePGD(warmup=1, queries=3, steps=1, rounds=4, effort=effort)
+        attack = SquarePGD(warmup=1, queries=3, steps=2, rounds=4, effort=effort)
         kinds, state = phases(attack, Ramp(1.0), x)
         assert kinds.count(SEARCH) == 3 * n_rounds
+        assert kinds.count(CLIMB) == 2 * n_rounds
         assert kinds.count(LOOK) == n_rounds
         assert state.round.item() == n_rounds
 
@@ -125,17 +128,45 @@ def test_a_search_goes_on_for_as_long_as_the_margin_left_is_worth_it():
         assert kinds.count(SEARCH) == n_queries
 
 
+class Peak(nn.Module):
+    """Class 1 is likeliest at 0.53 in every feature; longer steps jump over it."""
+
+    def forward(self, x):
+        gain = -(x.flatten(1) - 0.53).abs().sum(1)
+        return torch.stack([torch.ones_like(gain), gain], 1)
+
+
+def margins(net, x):
+    z = net(x)
+    return z[:, 1:].amax(1) - z[:, 0]
+
+
 def test_a_round_goes_on_from_the_best_point():
+    attack = SquarePGD(queries=1, steps=3, first_step=1.5, rounds=2)
+    net, x = Peak(), inputs(1, 12)
+    state = attack.init(pose(net, x, torch.zeros(12, dtype=torch.int64), Ball("linf", 0.1)))
+    best = torch.full((12,), -torch.inf)
+    for _ in range(1 + 3 + 1):
+        query = attack.ask(state)
+        before, best = best, best.maximum(margins(net, query.points))
+        state = attack.tell(state, answered(net, query))
+    assert state.round.tolist() == [1] * 12
+    assert bool((before == best).any())  # for some the last point was not the best
+    torch.testing.assert_close(state.best_margin, best)
+    torch.testing.assert_close(margins(net, state.best), best)
+    assert torch.equal(state.search.best, state.best)
+    assert torch.equal(state.search.best_margin, state.best_margin)
+
+
+def test_steps_shorten_by_a_cosine():
+    attack = SquarePGD(queries=1, steps=4, first_step=0.5)
     x = torch.full((1, 1, 4, 4), 0.5)
-    attack = SquarePGD(warmup=1, queries=2, steps=1, rounds=3, effort=99.0)
-    margins = []
-    y = torch.zeros(1, dtype=torch.int64)
-    state = attack.init(pose(Ramp(1.0), x, y, Ball("linf", 0.1)))
-    while not bool(state.finished.all()):
-        state = attack.tell(state, answered(Ramp(1.0), attack.ask(state)))
-        margins.append(state.best_margin.item())
-    assert margins == sorted(margins)
-    assert state.search.best_margin.item() == pytest.approx(-0.9)
+    state = attack.init(pose(Ramp(1.0), x, torch.zeros(1, dtype=torch.int64), Ball("linf", 0.1)))
+    one = torch.ones_like(state.kind)
+    for step, length in enumerate((0.05, 0.0427, 0.025, 0.0073)):
+        now = replace(state, kind=one * CLIMB, x=x, step=one * step)
+        moved = attack.tell(now, answered(Ramp(1.0), attack.ask(now)))
+        assert (moved.x - x).flatten()[0].item() == pytest.approx(length, abs=1e-4)
 
 
 def test_rows_do_not_know_of_each_other():
