@@ -71,13 +71,6 @@ class Average:
         for name, value in state["values"].items():  # type: ignore[attr-defined]
             self.values[name].copy_(value)
 
-    def reset(self) -> None:
-        """Start anew from the live weights, after a roll-back."""
-        self.n = 0
-        for name, t in _floats(self._module):
-            if self.kind != "none":
-                self.values[name].copy_(t.detach())
-
 
 def _floats(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, t in module.state_dict().items():
