@@ -34,7 +34,7 @@ LINEAR_SHARE = {Access.GRADIENTS: 0.95, Access.SCORES: 0.8, Access.LABELS: 0.5}
 GRID_SHARE = {Access.GRADIENTS: 0.95, Access.SCORES: 0.9, Access.LABELS: 0.5}
 COUNTING_SHARE = 0.85  # in l0 the allowed set falls into pieces, each with hills of its own
 DETOUR = {Access.GRADIENTS: 1.25, Access.SCORES: 1.5, Access.LABELS: 2.0}  # of the shortest way
-QUICK, QUICK_DETOUR = 60, 1.5  # an attack with so few questions gives an estimate
+ESTIMATE_DETOUR = 1.5  # of an attack that ends where the answer first changes, as DeepFool does
 WHOLE = {"linf": 1.0, "l2": math.sqrt(8), "l1": 8.0, "l0": 8.0}
 GRID_RADII = {"linf": 0.1, "l2": 0.12, "l1": 0.15, "l0": 1.0}
 N_STARTS = 3  # one run may end on a lower hill; three seldom do
@@ -68,11 +68,21 @@ def matches_the_grid(attack: Attack, norm: str) -> None:
         share = grid_gains(attack, norm, seed)
         found, best = found + share[0], best + share[1]
     if attack.card.is_minimal:
-        most = QUICK_DETOUR if attack.max_queries <= QUICK else DETOUR[attack.card.access]
+        is_search = searches_on(attack, norm)
+        most = DETOUR[attack.card.access] if is_search else ESTIMATE_DETOUR
         _require_detour(found / best, most, "networks of two inputs")
         return
     wanted = GRID_SHARE[attack.card.access] if norm != "l0" else COUNTING_SHARE
     _require_share(found / best, wanted, "networks of two inputs")
+
+
+def searches_on(attack: Attack, norm: str) -> bool:
+    """Whether any job looks for a smaller change after its first success."""
+    model, x = Affine(8, 3, seed=24), inputs(25, N_JOBS)
+    problem = pose(model, x, _answers(model, x), Ball(norm, WHOLE[norm]))
+    trace = drive(attack, model, problem)
+    n_wins = torch.bincount(trace.jobs[trace.margins > 0], minlength=N_JOBS)
+    return bool((n_wins > 1).any())
 
 
 def improves_on_its_start(attack: Attack, norm: str) -> None:
