@@ -6,6 +6,7 @@ import torch
 from networks import NAMES, network
 
 from holdfast.graphs.builder import Builder, Call, Ref
+from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box, Lines
 from holdfast.graphs.operators.conv import Conv
 from holdfast.graphs.operators.linear import Linear
@@ -189,6 +190,50 @@ def test_planted_defects_of_the_convolution_are_caught(change):
     ((name, _),) = change.items()
     bent = convs(graph, **{name: -getattr(first, name)})
     assert worst(bent, x) > 1e-3
+
+
+class Misread:
+    """Convolutions whose way back is off."""
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Stride(Conv):
+        """Every window one element further."""
+
+        def pull(self, rows, boxes, parameters=None):
+            pulled = Conv.pull(self, rows, boxes, parameters)
+            return pulled._replace(coefficients=[c.roll(1, -1) for c in pulled.coefficients])
+
+        def pull_window(self, rows, boxes):
+            return None
+
+    @dataclasses.dataclass(frozen=True, slots=True)
+    class Padding(Conv):
+        """The border of the input is not read, as if the padding were not there."""
+
+        def pull(self, rows, boxes, parameters=None):
+            pulled = Conv.pull(self, rows, boxes, parameters)
+            inner = [c.clone() for c in pulled.coefficients]
+            for c in inner:
+                c[..., 0], c[..., -1] = 0.0, 0.0
+            return pulled._replace(coefficients=inner)
+
+        def pull_window(self, rows, boxes):
+            return None
+
+
+@pytest.mark.parametrize("defect", ["Stride", "Padding"])
+def test_misread_windows_are_caught(defect):
+    module, shape = network("residual")
+    x = torch.randn(3, *shape, dtype=torch.float64)
+    graph = capture(module, x.float()).to(torch.float64)
+    kind = getattr(Misread, defect)
+    nodes = []
+    for node in graph.nodes:
+        op = node.op
+        if isinstance(op, Conv):
+            op = kind(**{f.name: getattr(op, f.name) for f in dataclasses.fields(op)})
+        nodes.append(dataclasses.replace(node, op=op))
+    assert worst(Graph(tuple(nodes)), x) > 1e-3
 
 
 def test_affine_networks_are_bounded_exactly():
