@@ -86,6 +86,10 @@ def test_a_proof_is_written_and_checked(cli, files):
     other = cli("check", "proof.zip", "net.onnx", "sat.vnnlib")
     assert (other.exit_code, other.stdout) == (1, "refused\n")
     assert "made for another property" in other.stderr
+    save(files / "other.onnx", layers(), {**WEIGHTS, "v": [[1], [1], [1], [0.5]]})
+    other = cli("check", "proof.zip", "other.onnx", "unsat.vnnlib")
+    assert (other.exit_code, other.stdout) == (1, "refused\n")
+    assert "made for another network" in other.stderr
     (files / "proof.zip").write_bytes((files / "proof.zip").read_bytes()[:90])
     assert "not a whole proof file" in cli("check", "proof.zip", "net.onnx", "unsat.vnnlib").stderr
     assert cli("check", "none.zip", "net.onnx", "unsat.vnnlib").exit_code == 1
@@ -144,6 +148,13 @@ def test_json(cli, files):
     assert "contradict" in found["warnings"][0]
 
 
+TWO_NETWORKS = """(vnnlib-version <2.0>)
+(declare-network f (declare-input A float32 [2]) (declare-output B float32 [1]))
+(declare-network g (declare-input C float32 [2]) (declare-output D float32 [1]))
+(assert (and (>= A[0] 0) (<= A[0] 1) (>= A[1] 0) (<= A[1] 1)))
+(assert (and (>= C[0] 0) (<= C[0] 1) (>= C[1] 0) (<= C[1] 1)))
+(assert (>= B[0] D[0]))
+"""
 BAD = {
     "no network": (None, BOX + Y, "no such file"),
     "no onnx": (b"\x00\xffnonsense", BOX + Y, "not a readable ONNX model"),
@@ -165,6 +176,12 @@ BAD = {
     "unbounded": (layers(), BOX.replace("(assert (<= X_1 1))", "") + Y, "input 1 lies in"),
     "text": (layers(), BOX + Y + "(assert (>= Y_0 1)", "line 4, column 19"),
     "no property": (layers(), None, "cannot read the property file"),
+    "several networks": (layers(), TWO_NETWORKS, "merge the networks into one ONNX file"),
+    "shapes": (
+        [*layers()[:1], helper.make_node("MatMul", ["z", "w"], ["y"], name="last")],
+        BOX + Y,
+        "last",
+    ),
 }
 
 
