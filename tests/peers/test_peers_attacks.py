@@ -11,6 +11,7 @@ from holdfast.attacks.apgd import windows
 from holdfast.attacks.base import Answer
 from holdfast.contracts import drive, pose
 from holdfast.contracts._toys import Affine, Net, inputs
+from holdfast.errors import PlanError
 from holdfast.perturbations.ball import Ball
 from holdfast.threat import Domain
 
@@ -173,3 +174,18 @@ def test_the_preset_has_the_published_numbers_of_steps_targets_and_queries(name)
     assert aims == [("apgd", 9), ("fab", 9)]
     if name == "autoattack":
         assert [n for n, _ in attacks] == ["apgd", "apgd", "fab", "square"]
+
+
+@pytest.mark.parametrize("attack", [APGD, PGD])
+def test_a_loss_is_the_one_that_is_named(attack):
+    """Elsewhere a misspelt name runs another loss in silence."""
+    with pytest.raises(PlanError, match="p_margin"):
+        attack(loss="p_margin")
+    model, x = Net(8, 4, seed=11), inputs(12, 4)
+    problem = pose(model, x, answers(model, x), Ball("linf", 0.1))
+    functions = {}
+    for loss in ("ce", "dlr", "margin"):
+        objective = attack(loss=loss).ask(attack(loss=loss).init(problem)).objective
+        functions[loss] = objective.function(problem.logits, *objective.rows)
+    assert not torch.allclose(functions["ce"], functions["margin"])
+    assert not torch.allclose(functions["dlr"], functions["margin"])

@@ -1,8 +1,12 @@
 """What other libraries get wrong around their attacks must hold here: one test each."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import holdfast
 from holdfast import PGD, Model
@@ -179,3 +183,19 @@ def test_no_seed_is_taken_from_the_clock():
     attack = PGD(steps=3)
     runs = [attack(model, x, y, "linf:0.1", stop="budget") for _ in range(2)]
     assert torch.equal(*runs)
+
+
+def test_a_switch_takes_no_text():
+    """Elsewhere ``--to_disk False`` means true, as any text does."""
+    from holdfast.cli import app
+
+    words = ["audit", "m.pt2", "--data", "d.npz", "--threat", "linf:0.1", "--targeted", "False"]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "False" in result.output
+
+
+def test_nothing_is_imported_that_python_no_longer_has():
+    sources = Path(holdfast.__file__).parent.rglob("*.py")
+    gone = re.compile(r"^\s*(from|import) (distutils|imp|pkg_resources)\b", re.MULTILINE)
+    assert not [path for path in sources if gone.search(path.read_text(encoding="utf-8"))]

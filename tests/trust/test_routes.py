@@ -66,6 +66,9 @@ def test_an_expectation_asks_as_often_as_it_says(draws):
         if draws == 64:
             assert ((answer.gradients - 1).abs() < 4 / 64**0.5).all()
             assert answer.gradients.std() > 0  # of random answers
+            error = (answer.losses / X.sum(1) - 1).abs()
+            assert (error < 4 / 64**0.5).all()  # the mean loss, not that of the last answer
+            assert torch.allclose(answer.logits[:, 1], answer.losses)
 
 
 def test_neighbours_stand_in_pairs_on_opposite_sides():
