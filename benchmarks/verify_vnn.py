@@ -142,6 +142,7 @@ def _summary(name: str, rows: Sequence[Row]) -> Row:
         "instances": len(rows),
         "solved": count["sat"] + count["unsat"],
         **count,
+        "n_wrong": sum(row["is_wrong"] for row in rows),
         "errors": [row["reason"] for row in rows if row["result"] == "error"],
         "wrong": [[row["onnx"], row["vnnlib"]] for row in rows if row["is_wrong"]],
         "sat_not_replayed": [r["vnnlib"] for r in rows if r["is_replayed"] is False],

@@ -292,6 +292,27 @@ _RESULTS: dict[str, dict[str, str]] = {
         "python benchmarks/...": "again",
     },
     "verdicts": {"what": "what", "asked": "asked", "measured": "value"},
+    "verify_vnn": {
+        "benchmark": "benchmark",
+        "tried": "instances",
+        "decided": "solved",
+        "sat": "sat",
+        "unsat": "unsat",
+        "wrong": "n_wrong",
+        "median CPU s": "median_cpu_s",
+        "CPU s": "cpu_s",
+        "longest limit, s": "longest_limit_s",
+    },
+    "verify_images_cifar_cnn_a_mix": {
+        "model": "model",
+        "threat": "threat",
+        "images": "images",
+        "proven by CROWN alone": "verified_by_bounds",
+        "proven": "verified",
+        "not broken": "not_broken",
+        "open": "open",
+        "CPU s of search": "search_cpu_s",
+    },
 }
 
 
