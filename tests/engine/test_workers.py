@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,15 +18,16 @@ from torch import nn
 
 from holdfast import PGD, parse_threat
 from holdfast.attacks.base import Problem
-from holdfast.engine.jobs import Job
+from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import Rules, Slots
 from holdfast.engine.workers.crew import Crew
-from holdfast.engine.workers.wire import pack, unpack
+from holdfast.engine.workers.wire import Done, pack, unpack
 from holdfast.errors import ModelCrash, ModelError
 from holdfast.model import Model
 from holdfast.plan import ModelSpec
+from holdfast.record import Outcome
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +124,23 @@ def test_a_killed_worker_costs_nothing_but_time(digits):
     assert [finding.code for finding in crew.notices] == ["worker_died"]
     assert "signal 9" in crew.notices[0].text
     assert crew.model.passes.backward > 0
+
+
+def test_what_a_worker_says_of_earlier_jobs_is_dropped_but_paid(digits):
+    crew = crew_of(digits[0], digits[1])
+    now = crew.begin(64, Rules())._number
+    job = Job(0, 0)
+    worker, one = (
+        SimpleNamespace(jobs={job: ("its chunk", 0)}),
+        Ended(job, Outcome.SURVIVED, *[0] * 7),
+    )
+    before = (crew.model.passes.forward, crew.model.passes.backward)
+    assert crew._done(worker, Done(now - 1, [one], 5, 3)) == []
+    assert worker.jobs  # still under way
+    assert crew._done(worker, Done(now, [one], 7, 4)) == [one]
+    assert crew._done(worker, Done(now, [one], 0, 0)) == []  # nobody ends twice
+    passes = crew.model.passes
+    assert (passes.forward - before[0], passes.backward - before[1]) == (12, 7)
 
 
 @pytest.mark.slow

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 import holdfast
+from holdfast import PGD
 from holdfast.attacks.base import Card
+from holdfast.attacks.square_pgd import SquarePGD
+from holdfast.engine.cascade import Step
+from holdfast.engine.ledger import Standing
+from holdfast.engine.suspicion import n_beyond_gradients
+from holdfast.record import Outcome
 from holdfast.reports._trust import Confidence
 from holdfast.threat import Access
 
@@ -48,6 +56,21 @@ def test_what_a_blind_search_alone_finds_is_a_sign_of_masking():
 def test_it_is_no_sign_where_gradients_had_no_fair_chance():
     trust = audited(steps=18).threats["linf:0.11"].trust
     assert "black_box_wins" not in {reason.check for reason in trust.reasons}
+
+
+@pytest.mark.parametrize(("backward", "expected"), [(19, 0), (20, 1)])
+def test_a_fair_chance_is_counted_in_gradients(backward, expected):
+    steps = [Step(0, "a", PGD()), Step(1, "b", SquarePGD())]
+    standing = Standing.fresh(1)
+    for stage, paid, outcome in ((0, backward, Outcome.SURVIVED), (1, 50, Outcome.BROKEN)):
+        values = {"stage": stage, "outcome": outcome, "forward": 99, "backward": paid}
+        standing.attempt(attempt(**values))
+    assert n_beyond_gradients(steps, standing) == expected
+
+
+def attempt(**values):
+    rest = {"sample": 0, "zero_gradients": 0, "rejected": 0, "margin": 0.0, "distance": None}
+    return SimpleNamespace(**rest | values)
 
 
 def test_the_warning_says_so_where_the_checks_are_off():
