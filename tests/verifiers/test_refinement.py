@@ -92,3 +92,34 @@ def test_a_forgotten_half_is_caught(monkeypatch):
         for i in sources(graph)
     ]
     assert any(outside)
+
+
+def test_patches_are_bounded_alone(monkeypatch):
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.ReLU(), nn.Flatten()
+    )
+    net = nn.Sequential(*net, nn.Linear(64, 3)).eval()
+    x = torch.randn(1, 1, 11, 11)
+    graph = capture(net, x, fold=False).to(torch.float64)
+    region = BoxRegion(x.double() - 0.5, x.double() + 0.5)
+    state = propagate(graph, region)
+    counts, cut = [], refinement.parts
+
+    def counted(dense):
+        found = cut(dense)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(refinement, "parts", counted)
+    refined, _ = refine(graph, region, state, 1e8, lambda: False)
+    assert max(counts) > 4
+    share = torch.rand(4000, *graph.input_shape, dtype=torch.float64)
+    share[2000:] = share[2000:].round()
+    seen = values(graph, region.lower + share * (region.upper - region.lower))
+    for i in sources(graph):
+        assert bool((refined.boxes[i].lower <= seen[i].amin(0)).all())
+        assert bool((refined.boxes[i].upper >= seen[i].amax(0)).all())
+    second = sources(graph)[1]
+    before, after = (s.boxes[second].upper - s.boxes[second].lower for s in (state, refined))
+    assert float(after.sum()) < 0.95 * float(before.sum())
