@@ -19,7 +19,9 @@ import argparse
 import json
 import time
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ def sized(net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, norm: str) -> Ten
     return torch.where(wrong, length((x_adv - x).double(), norm), torch.inf)
 
 
-def row(name: str, size: Tensor, count: Count, seconds: float) -> dict[str, object]:
+def row(name: str, size: Tensor, count: Count, seconds: float) -> dict[str, Any]:
     """What is written of one run."""
     ordered = size.sort().values
     median = float(ordered[(len(ordered) - 1) // 2])
@@ -62,7 +64,7 @@ def row(name: str, size: Tensor, count: Count, seconds: float) -> dict[str, obje
     return found
 
 
-def ours(net: nn.Module, x: Tensor, y: Tensor, norm: str, passes: int) -> dict[str, object]:
+def ours(net: nn.Module, x: Tensor, y: Tensor, norm: str, passes: int) -> dict[str, Any]:
     """The default attacks; the checks before the first call are made beforehand."""
     model = Model(net)
     with model.session():
@@ -76,7 +78,7 @@ def ours(net: nn.Module, x: Tensor, y: Tensor, norm: str, passes: int) -> dict[s
 
 def theirs(
     name: str, run: peers.Run, net: nn.Module, x: Tensor, y: Tensor, norm: str, passes: int
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """One peer; what it raises is its own affair, and is written down."""
     start = time.perf_counter()
     try:
@@ -90,7 +92,7 @@ def theirs(
 
 def compare(
     name: str, norm: str, passes: int, n: int, libraries: dict, known: dict | None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """All attacks on one network in one norm with one budget; ``known``: as compared before."""
     print(name, norm, passes, flush=True)
     net = network(name)
@@ -107,7 +109,7 @@ def compare(
         runs = libraries[norm].items()
         rows += [theirs(peer, run, net, x, y, norm, passes) for peer, run in runs]
     equal = [r for r in rows[1:] if r.get("median") is not None and r["passes"] <= SLACK * passes]
-    best = min(equal, key=lambda r: r["median"], default=None)
+    best = min(equal, key=itemgetter("median"), default=None)
     ratio = rows[0]["median"] / best["median"] if best and rows[0]["median"] else None
     return {
         "model": name,
@@ -143,12 +145,14 @@ def main() -> None:
     for runs in libraries.values():
         for name in args.without:
             runs.pop(name, None)
-    settings = {"n": args.n, "left_out": args.without, "advlib": bool(args.advlib)}
+    settings = {"n": args.n, "advlib": bool(args.advlib)}
     rows = kept(args.name, args.n)
     for passes, model, norm in product(args.passes, args.models, args.norms):
         known = rows.get((passes, model, norm))
         if known is None or args.again:
-            rows[passes, model, norm] = compare(model, norm, passes, args.n, libraries, known)
+            found = compare(model, norm, passes, args.n, libraries, known)
+            left_out = known["left_out"] if known else args.without
+            rows[passes, model, norm] = {**found, "left_out": left_out}
             write(args.name, settings, list(rows.values()))  # whatever is done is kept
 
 

@@ -244,6 +244,10 @@ def chart(name: str) -> str:
 
 
 def _value(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, list):
+        return ", ".join(str(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -290,6 +294,28 @@ _RESULTS: dict[str, dict[str, str]] = {
         "asked": "asked",
         "measured": "measured",
         "python benchmarks/...": "again",
+    },
+    "minimal": {
+        "model": "model",
+        "looked at while choosing": "role",
+        "norm": "norm",
+        "passes": "budget",
+        "samples": "n",
+        "median, ours": "ours",
+        "median, best peer": "best_peer_median",
+        "best peer": "best_peer",
+        "ours / best peer": "ratio",
+    },
+    "trust": {
+        "model": "case",
+        "": "kind",
+        "threat": "threat",
+        "first number": "first_number",
+        "robust accuracy": "robust_accuracy",
+        "undefended": "undefended_robust_accuracy",
+        "verdict": "verdict",
+        "because": "because",
+        "passes of the checks, of all": "passes",
     },
     "verdicts": {"what": "what", "asked": "asked", "measured": "value"},
     "verify_vnn": {
