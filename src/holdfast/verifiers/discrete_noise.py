@@ -101,7 +101,7 @@ class Ablation(DiscreteNoise):
         return torch.where(mask, x, self.fill)
 
     def covers(self, p: float, x: Tensor, r: int) -> bool:
-        """``p`` less the probability of showing a changed element is above 1/2, in exact numbers."""
+        """``p`` less the probability of showing a change is above 1/2, in exact numbers."""
         size = self.n_elements(x)
         if r > size - self.keep:
             return False
