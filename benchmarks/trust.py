@@ -140,7 +140,7 @@ def measured(net: nn.Module, data: tuple[Tensor, Tensor], threat: str, cascade: 
         "lowered": [[s.attack, s.before, s.after] for s in trust.lowered],
         "passes_per_sample": result.passes_per_sample,
         "check_passes_per_sample": trust.n_passes / len(report.samples),
-        "passes": f"{trust.n_passes / len(report.samples):.1f} of {result.passes_per_sample:.0f}",
+        "passes": f"{trust.n_passes / len(report.samples):.1f}, {result.passes_per_sample:.0f}",
         "seconds": sum(s.seconds for s in report.sessions),
     }
 

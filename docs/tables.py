@@ -315,7 +315,7 @@ _RESULTS: dict[str, dict[str, str]] = {
         "undefended": "undefended_robust_accuracy",
         "verdict": "verdict",
         "because": "because",
-        "passes of the checks, of all": "passes",
+        "passes: checks, attacks": "passes",
     },
     "verdicts": {"what": "what", "asked": "asked", "measured": "value"},
     "verify_vnn": {
