@@ -123,3 +123,24 @@ def test_patches_are_bounded_alone(monkeypatch):
     second = sources(graph)[1]
     before, after = (s.boxes[second].upper - s.boxes[second].lower for s in (state, refined))
     assert float(after.sum()) < 0.95 * float(before.sum())
+
+
+def test_patches_without_a_neuron_to_split_are_left_as_they_are():
+    """Where all rectifiers before are active, linear bounds are exact."""
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten()]
+    net = nn.Sequential(*layers, nn.Linear(72, 2)).eval()
+    x = torch.full((1, 1, 6, 16), 0.85)
+    x[..., 8:] = 0.3
+    with torch.no_grad():
+        net[0].weight.abs_()
+        net[0].bias.fill_(-1.0)
+        net[2].bias.fill_(0.0)
+    graph = capture(net, x, fold=False).to(torch.float64)
+    region = BoxRegion(x.double() - 0.12, x.double() + 0.12)
+    state = propagate(graph, region)
+    refined, spent = refine(graph, region, state, 1e8, lambda: False)
+    assert spent > 0
+    box, old = refined.boxes[3], state.boxes[3]
+    gained = (box.upper - box.lower) < (old.upper - old.lower) - 1e-9
+    assert 0 < gained.sum() < gained.numel()

@@ -175,6 +175,8 @@ def _problems(graph: Graph, region: BoxRegion, state: State, at: int) -> list[Pr
     ]
     found = []
     for part, own in parts(net):
+        if not len(part.neurons):
+            continue  # nothing before these is split: their linear bounds are exact
         mine = neurons[part.rows[: len(part.rows) // 2]]
         found.append(Problem.of(mine, own, (ends[0][part.neurons], ends[1][part.neurons])))
     return found
