@@ -155,7 +155,31 @@ def _claims() -> list[tuple[str, str, str]]:
             for row in strength["rows"]
             if row["tool"] == "standard" and row["n"] >= _ENOUGH
         )
+    if proofs := load("verify_images_mnist_convex"):
+        claims.extend(_between_proof_and_attack(row, proofs["command"]) for row in proofs["rows"])
+    if hardened := load("harden"):
+        rows = sorted(hardened["rows"], key=lambda row: row["case"])
+        claims.extend(
+            (
+                f"harden: {row['what'].rstrip('.')}",
+                row["measured"],
+                f"python benchmarks/{row['again']}",
+            )
+            for row in rows
+            if row["case"] in _HARDENED
+        )
     return claims
+
+
+_HARDENED = ("digits", "mnist", "collapse", "certified-0.1")
+
+
+def _between_proof_and_attack(row: dict[str, Any], command: str) -> tuple[str, str, str]:
+    """What is proven of a set of images, and what attacks leave."""
+    what = f"proven and not broken, {row['model']}, {row['threat']}, {row['images']} images"
+    seconds = row["bounds_cpu_s"] + row["attack_cpu_s"] + row["search_cpu_s"]
+    value = f"{row['verified']:.2%} to {row['not_broken']:.2%} in {seconds:.0f} CPU-seconds"
+    return what, value, command
 
 
 def _against_autoattack(row: dict[str, Any]) -> tuple[str, str, str]:
