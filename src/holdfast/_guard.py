@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -23,10 +24,17 @@ def guarded(modules: Sequence[nn.Module], device: torch.device) -> Iterator[None
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(_module_restored(module, device))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_as_written())
         stack.enter_context(_float32())
         stack.enter_context(torch.random.fork_rng(devices=_cuda_index(device)))
         yield
+
+
+def _as_written() -> AbstractContextManager[object]:
+    """No compiled code runs inside; nothing to do, and a second saved, where none was made."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager

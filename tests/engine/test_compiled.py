@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -60,3 +63,15 @@ def test_it_is_compiled_again_afterwards(net, data):
     assert not ran
     compiled(data[0])
     assert ran
+
+
+def test_where_nothing_is_compiled_the_compiler_is_not_even_loaded():
+    """Loading it takes a second, in every process of an audit."""
+    code = """
+import sys, torch, holdfast
+net, x = torch.nn.Linear(6, 3), torch.rand(4, 6)
+holdfast.audit(net, (x, net(x).argmax(1)), "linf:0.1", cascade="quick", verify="off")
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("False")
