@@ -92,6 +92,20 @@ class First(nn.Module):
         return out[0] if isinstance(out, tuple) else out
 
 
+class Masked(nn.Module):
+    """Attention through a mask, shared by all samples."""
+
+    def __init__(self, layer, mask):
+        super().__init__()
+        self.layer = layer
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        if isinstance(self.layer, nn.MultiheadAttention):
+            return self.layer(x, x, x, attn_mask=self.mask, need_weights=False)[0]
+        return self.layer(x, src_mask=self.mask)
+
+
 class Cell(nn.Module):
     def __init__(self, cell):
         super().__init__()
@@ -130,6 +144,24 @@ LAYERS = {
     "multi-head attention": (First(nn.MultiheadAttention(4, 2, batch_first=True), 1, 2), STEPS),
     "transformer layer": (
         nn.TransformerEncoderLayer(4, 2, 8, batch_first=True, dropout=0.3, norm_first=True),
+        STEPS,
+    ),
+    "attention, shut out": (
+        Masked(nn.MultiheadAttention(4, 2, batch_first=True), torch.ones(3, 3).triu(1).bool()),
+        STEPS,
+    ),
+    "attention, other keys": (
+        Masked(
+            nn.MultiheadAttention(4, 2, bias=False, batch_first=True, kdim=4, vdim=4),
+            torch.tensor([[0.0, 0.5, -1.0], [0.0, 0.0, -torch.inf], [1.0, 0.0, 0.0]]),
+        ),
+        STEPS,
+    ),
+    "transformer layer, causal": (
+        Masked(
+            nn.TransformerEncoderLayer(4, 2, 8, batch_first=True),
+            nn.Transformer.generate_square_subsequent_mask(3),
+        ),
         STEPS,
     ),
     "rnn": (First(nn.RNN(4, 3, batch_first=True)), STEPS),
