@@ -273,6 +273,7 @@ def test_nothing_is_said_of_roots_of_negative_numbers():
     ("function", "message"),
     [
         (lambda z: z.sort(1).values, "operator 'sort' at 'sort' is not supported"),
+        (lambda z: z.gather(1, (z > 0).long()), "operator 'gather' at 'gather' cannot be read"),
         (lambda z: z - z.max(), "'max' at 'max_1': the largest of a whole batch mixes samples"),
         (lambda z: torch.einsum("ni->in", z).reshape(1, 8), "keep the batch in front"),
     ],

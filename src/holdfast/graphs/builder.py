@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
@@ -63,6 +64,22 @@ def known(kind: str) -> Mapping[str, Build]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return _ONNX if kind == "onnx" else _ATEN
+
+
+@contextmanager
+def readable(name: str, place: str, hint: str = "") -> Iterator[None]:
+    """Whatever goes wrong while an operator is read names it and its place.
+
+    Raises:
+        GraphError: an operator with arguments that nobody expected.
+    """
+    try:
+        yield
+    except GraphError:
+        raise
+    except Exception as error:
+        text = f"operator {name!r} at {place!r} cannot be read ({error})"
+        raise GraphError(f"{text}; {hint}" if hint else text) from error
 
 
 class Builder:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.graphs.builder import Builder, Call, Ref, known
+from holdfast.graphs.builder import Builder, Call, Ref, known, readable
 from holdfast.graphs.errors import GraphError, UnsupportedOperatorError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.simplify import simplify
@@ -40,24 +40,14 @@ def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) ->
     model = source if isinstance(source, onnx.ModelProto) else _load(os.fspath(source))
     model = _inlined(model)
     opset = _opset(model)
-    constants = {t.name: _tensor(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
-    for name, value in constants.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise GraphError(f"weight {name!r} has values that are not finite")
+    constants = _constants(model.graph)
     info = _single_input(model.graph, set(constants))
     builder = Builder(_sample_shape(info))
     values: dict[str, Any] = {**constants, info.name: Ref(0, builder.nodes[0].shape)}
     for position, node in enumerate(model.graph.node):
-        try:
-            _read_node(node, position, values, builder, opset)
-        except GraphError:
-            raise
-        except Exception as error:  # whatever a damaged file makes of an operator
-            place = node.name or f"{node.op_type}_{position}"
-            raise GraphError(
-                f"operator {node.op_type!r} at {place!r} cannot be read ({error}); does "
-                "onnx.checker.check_model accept the file?"
-            ) from error
+        place = node.name or f"{node.op_type}_{position}"
+        with readable(node.op_type, place, "does onnx.checker.check_model accept the file?"):
+            _read_node(node, place, values, builder, opset)
     if len(model.graph.output) != 1:
         names = [o.name for o in model.graph.output]
         raise GraphError(f"the network has outputs {names}; a single one is expected")
@@ -65,6 +55,17 @@ def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) ->
     if not isinstance(output, Ref):
         raise GraphError("the output does not depend on the input")
     return simplify(builder.graph(output), rounding=fold)
+
+
+def _constants(graph: GraphProto) -> dict[str, Tensor]:
+    """The stored weights by name."""
+    import onnx
+
+    constants = {t.name: _tensor(onnx.numpy_helper.to_array(t)) for t in graph.initializer}
+    for name, value in constants.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise GraphError(f"weight {name!r} has values that are not finite")
+    return constants
 
 
 def _inlined(model: ModelProto) -> ModelProto:
@@ -130,9 +131,8 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def _read_node(
-    node: NodeProto, position: int, values: dict[str, Any], builder: Builder, opset: int
+    node: NodeProto, place: str, values: dict[str, Any], builder: Builder, opset: int
 ) -> None:
-    place = node.name or f"{node.op_type}_{position}"
     args = [values.get(name) if name else None for name in node.input]
     if not any(isinstance(a, Ref) for a in args):
         results: Any = _evaluate(node, list(args))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export.exported_program import default_decompositions
 
 from holdfast.graphs.batch_first import batch_first
-from holdfast.graphs.builder import Builder, Call, Layered, Ref, known
+from holdfast.graphs.builder import Builder, Call, Layered, Ref, known, readable
 from holdfast.graphs.errors import GraphError, UnsupportedOperatorError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.simplify import simplify
@@ -196,7 +196,8 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], builder: Builde
     build = known("aten").get(name)
     if build is None:
         raise UnsupportedOperatorError(name, place)
-    return build(Call(name, args, attributes, builder, place))
+    with readable(name, place):
+        return build(Call(name, args, attributes, builder, place))
 
 
 def _layer(name: str, args: Any, place: str) -> Any:

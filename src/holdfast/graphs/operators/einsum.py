@@ -19,24 +19,29 @@ def build(call: Call) -> Ref:
     """One or two operands; the first index of a variable is that of the batch."""
     given = call.attributes["equation"] if call.opset else call.args[0]
     operands = list(call.args if call.opset else call.args[1])
-    equation = str(given).replace(" ", "")
-    if "..." in equation or len(operands) > 2:
-        raise call.error("more than two operands, and '...', are not supported")
-    left, arrow, out = equation.partition("->")
-    terms = left.split(",")
-    if not arrow:
-        out = "".join(sorted(c for c in set(left) if c != "," and left.count(c) == 1))
-    batch = {term[0] for term, v in zip(terms, operands, strict=True) if isinstance(v, Ref)}
-    if len(batch) != 1 or not out.startswith(batch.copy().pop()):
-        raise call.error(f"{equation!r} does not keep the batch in front")
-    if any(len(set(term)) < len(term) for term in terms):
-        raise call.error("diagonals are not supported")
-    order = out + "".join(sorted({c for c in left if c != ","} - set(out)))
+    terms, out = _parsed(call, str(given), operands)
+    order = out + "".join(sorted(set("".join(terms)) - set(out)))
     spread = [_aligned(call, v, t, order) for v, t in zip(operands, terms, strict=True)]
     total = spread[0] if len(spread) == 1 else multiply(call, spread[0], spread[1])
     assert isinstance(total, Ref)
-    axes = [order.index(c) - 1 for c in order[len(out) :]]
+    axes = range(len(out) - 1, len(order) - 1)
     return reduce_sum(call, total, axes, keep=False) if axes else total
+
+
+def _parsed(call: Call, equation: str, operands: list[Ref | Tensor]) -> tuple[list[str], str]:
+    """The indices of every operand and of the result."""
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if not arrow:
+        out = "".join(c for c in sorted(set(left) - {","}) if left.count(c) == 1)
+    if "..." in equation or len(operands) > 2:
+        raise call.error("more than two operands, and '...', are not supported")
+    batch = {term[0] for term, v in zip(terms, operands, strict=True) if isinstance(v, Ref)}
+    if batch != set(out[:1]):
+        raise call.error(f"{equation!r} does not keep the batch in front")
+    if any(len(set(term)) < len(term) for term in terms):
+        raise call.error("diagonals are not supported")
+    return terms, out
 
 
 def _aligned(call: Call, value: Ref | Tensor, term: str, order: str) -> Ref | Tensor:

@@ -21,8 +21,11 @@ def average_pool(
     pads: list[int],
     count_padding: bool,
     divisor: int | None = None,
+    ceil: bool = False,
 ) -> Ref:
-    """Append a depthwise convolution with equal weights."""
+    """Append a depthwise convolution with equal weights, or sums over windows that are cut off."""
+    if ceil and _is_ragged(ref, kernel, stride, pads):
+        return ragged_averages(call, ref, kernel, stride, pads, count_padding, divisor)
     ref, padding = split_padding(call, ref, pads) if count_padding or not any(pads) else (ref, None)
     channels, count = ref.shape[0], divisor or math.prod(kernel)
     weight = torch.full((channels, 1, *kernel), 1.0 / count, dtype=torch.float64)
@@ -53,9 +56,7 @@ def onnx_pool(call: Call) -> Ref:
     if call.name == "MaxPool":
         return max_pool(call, ref, kernel, stride, pads, dilation, ceil)
     counted = bool(call.attributes.get("count_include_pad", 0))
-    if ceil and _is_ragged(ref, kernel, stride, pads):
-        return ragged_averages(call, ref, kernel, stride, pads, counted, None)
-    return average_pool(call, ref, kernel, stride, pads, counted)
+    return average_pool(call, ref, kernel, stride, pads, counted, ceil=ceil)
 
 
 def _is_ragged(ref: Ref, kernel: list[int], stride: list[int], pads: list[int]) -> bool:
@@ -91,9 +92,8 @@ def aten_average_pool(call: Call) -> Ref:
     padding = _full(call.ints(3, "padding", [0]), rank)
     counted = bool(call.get(5, "count_include_pad", True))
     divisor = call.get(6, "divisor_override")
-    if call.get(4, "ceil_mode", False) and _is_ragged(ref, kernel, stride, padding * 2):
-        return ragged_averages(call, ref, kernel, stride, padding * 2, counted, divisor)
-    return average_pool(call, ref, kernel, stride, padding * 2, counted, divisor)
+    ceil = bool(call.get(4, "ceil_mode", False))
+    return average_pool(call, ref, kernel, stride, padding * 2, counted, divisor, ceil)
 
 
 def _full(values: list[int], rank: int) -> list[int]:

@@ -157,45 +157,9 @@ class Rsqrt(_Positive):
         return -0.5 * z.rsqrt() / z
 
 
-@final
 @dataclass(frozen=True, slots=True)
-class EvenPower(Curve):
-    """``z^n`` for even ``n``: convex."""
-
-    n: int
-    extrema: ClassVar[tuple[float, ...]] = (0.0,)
-
-    def run(self, *xs: Tensor) -> Tensor:
-        """Elementwise."""
-        return xs[0] ** self.n
-
-    def derivative(self, z: Tensor) -> Tensor:
-        """``n z^(n - 1)``."""
-        return self.n * z ** (self.n - 1)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class OddPower(Curve):
-    """``z^n`` for odd ``n``: concave below zero, convex above."""
-
-    n: int
-    inflections: ClassVar[tuple[float, ...]] = (0.0,)
-    is_convex_first: ClassVar[bool] = False
-
-    def run(self, *xs: Tensor) -> Tensor:
-        """Elementwise."""
-        return xs[0] ** self.n
-
-    def derivative(self, z: Tensor) -> Tensor:
-        """``n z^(n - 1)``."""
-        return self.n * z ** (self.n - 1)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ConvexPower(_Positive):
-    """``z^p`` for ``z > 0``, with ``p > 1`` or ``p < 0``."""
+class _Power(Curve):
+    """``z^p``."""
 
     p: float
 
@@ -209,35 +173,56 @@ class ConvexPower(_Positive):
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class ConcavePower(_Positive):
-    """``z^p`` for ``z >= 0``, with ``0 < p < 1``."""
+class EvenPower(_Power):
+    """For even whole ``p``: convex."""
 
-    p: float
+    __slots__ = ()
+    extrema: ClassVar[tuple[float, ...]] = (0.0,)
+
+
+@final
+class OddPower(_Power):
+    """For odd whole ``p``: concave below zero, convex above."""
+
+    __slots__ = ()
+    inflections: ClassVar[tuple[float, ...]] = (0.0,)
+    is_convex_first: ClassVar[bool] = False
+
+
+@final
+class ConvexPower(_Power, _Positive):
+    """For ``z > 0``, with ``p > 1`` or ``p < 0``."""
+
+    __slots__ = ()
+
+
+@final
+class ConcavePower(_Power, _Positive):
+    """For ``z >= 0``, with ``0 < p < 1``."""
+
+    __slots__ = ()
     is_convex_first: ClassVar[bool] = False
     reaches_zero: ClassVar[bool] = True
 
-    def run(self, *xs: Tensor) -> Tensor:
-        """Elementwise."""
-        return xs[0] ** self.p
-
     def derivative(self, z: Tensor) -> Tensor:
-        """``p z^(p - 1)``, finite at zero."""
+        """Finite at zero."""
         return self.p * z.clamp(min=_NEAR_ZERO) ** (self.p - 1)
 
 
 def power(call: Call, ref: Ref, exponent: float) -> Ref:
     """Append ``z^exponent``; exponents that are no whole number need ``z`` to stay positive."""
     kinds = {2.0: Square, 3.0: Cube, 0.5: Sqrt, -0.5: Rsqrt, -1.0: Reciprocal}
-    if exponent == 1.0:
-        return ref
     if exponent in kinds:
         return call.emit(kinds[exponent](), ref)
-    if exponent == 0.0:
-        return scale(call, ref, 0.0, 1.0)
+    if exponent in (0.0, 1.0):
+        return ref if exponent else scale(call, ref, 0.0, 1.0)
+    return call.emit(_kind(exponent)(exponent), ref)
+
+
+def _kind(exponent: float) -> type[_Power]:
     if exponent > 0 and exponent == int(exponent):
-        return call.emit((OddPower if exponent % 2 else EvenPower)(int(exponent)), ref)
-    return call.emit((ConcavePower if 0 < exponent < 1 else ConvexPower)(exponent), ref)
+        return OddPower if exponent % 2 else EvenPower
+    return ConcavePower if 0 < exponent < 1 else ConvexPower
 
 
 def reciprocal(call: Call, ref: Ref) -> Ref:

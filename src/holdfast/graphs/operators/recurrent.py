@@ -105,28 +105,34 @@ def build_cell(call: Call) -> list[Ref] | Ref:
 @aten("lstm", "gru", "rnn_tanh", "rnn_relu")
 def build_layers(call: Call) -> list[Ref | Layered]:
     """All layers, both directions: the outputs of every step and the last states."""
-    states, weights = call.args[1], call.args[2]
+    layers = _checked(call)
+    given = list(call.args[1]) if call.name == "lstm" else [call.args[1]]
+    x, ends = call.ref(), []
+    for cells in layers:
+        starts = [[_start(call, s, len(ends) + i) for s in given] for i in range(len(cells))]
+        found = [
+            _unrolled(call, cell, x, start, reverse=i == 1)
+            for i, (cell, start) in enumerate(zip(cells, starts, strict=True))
+        ]
+        outs = [out for out, _ in found]
+        ends += [end for _, end in found]
+        x = outs[0] if len(outs) == 1 else concat(call, outs, 2)
+    return [x, *(Layered([end[i] for end in ends]) for i in range(len(given)))]
+
+
+def _checked(call: Call) -> list[list[Cell]]:
+    """The cells of every layer, one for each direction."""
+    weights = call.args[2]
     if not isinstance(weights, (list, tuple)):
         raise call.error("packed sequences are not supported; give padded ones")
     has_biases, layers, both, batch_first = (call.args[i] for i in (3, 4, 7, 8))
     if not batch_first:
         raise call.error("steps come before the batch; use batch_first=True")
-    given = list(states) if call.name == "lstm" else [states]
     directions, per_cell = 1 + bool(both), 4 if has_biases else 2
     if len(weights) != layers * directions * per_cell:
         raise call.error("projections of the state (proj_size) are not supported")
-    x, ends = call.ref(), []
-    for layer in range(layers):
-        outs = []
-        for direction in range(directions):
-            i = layer * directions + direction
-            cell = _cell(call.name, weights[i * per_cell : (i + 1) * per_cell])
-            start = [_start(call, s, i) for s in given]
-            out, end = _unrolled(call, cell, x, start, reverse=direction == 1)
-            outs.append(out)
-            ends.append(end)
-        x = outs[0] if directions == 1 else concat(call, outs, 2)
-    return [x, *(Layered([end[i] for end in ends]) for i in range(len(given)))]
+    cells = [_cell(call.name, weights[i : i + per_cell]) for i in range(0, len(weights), per_cell)]
+    return [cells[i : i + directions] for i in range(0, len(cells), directions)]
 
 
 def _start(call: Call, state: State, i: int) -> State:
