@@ -2,6 +2,7 @@
 # ruff: noqa: N806 - A, C and W are the matrices of the literature
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -106,6 +107,57 @@ def test_rounding_never_lifts_it_above_the_exact_value():
     lines = DenseLines.of(ends[0].expand(40, -1), ends[1].expand(40, -1), sign)
     plain, _ = backward(net, rows, lines, alpha, beta)
     assert any(Fraction(v) > e for v, e in zip(plain.tolist(), exact, strict=True))
+
+
+def test_the_sums_of_the_pass_itself_are_charged():
+    """Coefficients that are as stored leave only the rounding of the pass."""
+    _, _, net, ends = flat()
+    net = with_errors(net, 0.0)
+    sign, alpha, beta = choices(ends, 40)
+    rows = torch.arange(40) % len(net.rows)
+    exact = [exact_bound(net, r, ends, *c) for r, *c in zip(rows, sign, alpha, beta, strict=True)]
+    proven = dense_proof.least(net, rows, ends, sign, alpha, beta).tolist()
+    assert all(Fraction(v) <= e for v, e in zip(proven, exact, strict=True))
+    assert all(e - Fraction(v) < Fraction(1e-9) for v, e in zip(proven, exact, strict=True))
+
+
+@pytest.mark.parametrize("where", ["neurons", "rows"])
+def test_coefficients_that_are_off_are_charged(where):
+    """The bound holds for every network within the stated errors of the stored one."""
+    _, _, net, ends = flat()
+    error = 1e-3
+    stated = with_errors(net, error, where)
+    sign, alpha, beta = choices(ends, 20)
+    rows = torch.arange(20) % len(net.rows)
+    proven = dense_proof.least(stated, rows, ends, sign, alpha, beta).tolist()
+    free = dense_proof.least(with_errors(net, 0.0), rows, ends, sign, alpha, beta).tolist()
+    for seed in range(4):
+        off = shifted(net, error, where, seed)
+        exact = [
+            exact_bound(off, r, ends, *c) for r, *c in zip(rows, sign, alpha, beta, strict=True)
+        ]
+        assert all(Fraction(v) <= e for v, e in zip(proven, exact, strict=True))
+        assert any(Fraction(v) > e for v, e in zip(free, exact, strict=True))
+
+
+def with_errors(net, error, where="both"):
+    """The dense form with other errors stated."""
+    rows = error if where != "neurons" else 0.0
+    neurons = error if where != "rows" else 0.0
+    layers = tuple(replace(k, error=torch.full_like(k.error, neurons)) for k in net.layers)
+    return replace(net, layers=layers, errors=torch.full_like(net.errors, rows))
+
+
+def shifted(net, error, where, seed):
+    """The dense form with constants moved by as much, up or down."""
+    rng = torch.Generator().manual_seed(seed)
+
+    def moved(constant):
+        return constant + error * (2 * torch.randint(0, 2, constant.shape, generator=rng) - 1)
+
+    if where == "rows":
+        return replace(net, constants=moved(net.constants))
+    return replace(net, layers=tuple(replace(k, b=moved(k.b)) for k in net.layers))
 
 
 @pytest.mark.parametrize("defect", ["", "sign of the splits", "lost intercept"])
