@@ -22,3 +22,33 @@ def test_refuses_what_is_outside_unchanged_or_right():
         wrong_label = judge(model, x, allowed, 1 - y, goal)
     assert found.accepted.tolist() == [True, False, False, False]
     assert not wrong_label.accepted.any()
+
+
+def judged_once(model, known):
+    """One allowed claim that fools; the model is run as often as the judge asks."""
+    x = torch.tensor([[0.55, 0.5]])
+    points, y, goal = torch.tensor([[0.46, 0.5]]), torch.tensor([0]), torch.tensor([-1])
+    with model.session():
+        model.recognise(x)
+        before = model.passes.forward
+        allowed = holdfast.parse_threat("linf:0.1").bind(x, model.domain)
+        found = judge(model, points, allowed, y, goal, known=known)
+        return found, model.passes.forward - before
+
+
+def test_a_known_answer_saves_a_pass_and_decides_nothing_alone():
+    fooled = Model(lambda x: torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1), head="logits")
+    right = Model(lambda x: torch.stack([x[:, 0], x[:, 0] - 1], 1), head="logits")
+    wrong_answer = torch.tensor([[-0.04, 0.04]])
+    found, passes = judged_once(fooled, None)
+    again, saved = judged_once(fooled, wrong_answer)
+    assert found.accepted.all()
+    assert again.accepted.all()
+    assert (passes, saved) == (2, 1)
+    assert (found.forward.tolist(), again.forward.tolist()) == ([2], [1])
+    assert torch.equal(again.logits, wrong_answer)
+    lied_to, _ = judged_once(right, wrong_answer)
+    assert not lied_to.accepted.any()
+    refused, none = judged_once(fooled, -wrong_answer)
+    assert not refused.accepted.any()
+    assert none == 0

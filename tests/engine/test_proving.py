@@ -150,3 +150,22 @@ def test_no_word_where_proofs_unasked_cannot_be(toy, tmp_path, monkeypatch, why)
     finish(plan(threats=(EPS,)), model, data, tmp_path)
     assert not of(tmp_path, Proven)
     assert not [f for f in of(tmp_path, Finding) if f.code == "not_verifiable"]
+
+
+def test_a_far_too_large_network_is_not_even_captured(toy, tmp_path, monkeypatch):
+    net, data = toy
+    captured = []
+
+    def refuse(*_):
+        captured.append(1)
+        raise ValueError
+
+    monkeypatch.setattr(proving, "FAR_TOO_MANY", 26)  # values: 12, 12 and 3
+    monkeypatch.setattr(proving, "_captured", refuse)
+    finish(plan(threats=(EPS,)), net, data, tmp_path)
+    assert not captured
+    assert not of(tmp_path, Proven)
+    assert not any(layer._forward_hooks for layer in net)
+    monkeypatch.setattr(proving, "FAR_TOO_MANY", 27)
+    finish(plan(threats=(EPS,)), net, data, tmp_path / "larger")
+    assert captured

@@ -1,8 +1,9 @@
 """The judge: nothing counts as broken until it was replayed here.
 
-A claim is accepted if the input was changed at all, if the change is allowed, and if the model, run
-afresh in float32 and evaluation mode, gives the wanted answer twice: in a batch and on its own. For
-a random model each answer is the majority of fresh draws, and the second one of many more.
+A claim is accepted if the input was changed at all, if the change is allowed, and if the model, in
+float32 and evaluation mode, gives the wanted answer twice: in a batch and on its own. Where the
+search ran the model as plainly as that, its answer is the first of the two; the second is always
+fresh. For a random model both are the majority of fresh draws, the second one of many more.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ class Judgement:
     Attributes:
         accepted: ``(n,)`` bool.
         points: The judged inputs ``(n, *shape)``: the claimed ones, quantised if so asked.
-        logits: Fresh answers ``(n, k)``; zeros for points that are not allowed.
+        logits: Answers ``(n, k)`` in a batch; zeros for points that are not allowed.
+        forward: Passes of each row ``(n,)``.
     """
 
     accepted: Tensor
     points: Tensor
     logits: Tensor
+    forward: Tensor
 
 
 def judge(
@@ -48,6 +51,7 @@ def judge(
     y: Tensor,
     goal: Tensor,
     quantise: bool = False,
+    known: Tensor | None = None,
 ) -> Judgement:
     """Replay claims ``points`` ``(n, *shape)``, at two batch sizes.
 
@@ -58,26 +62,35 @@ def judge(
         y: Labels ``(n,)``.
         goal: Wanted class ``(n,)``, or -1.
         quantise: Judge the nearest allowed 8-bit input instead.
+        known: Answers ``(n, k)`` to these very points, if the model gave them in float32 in a
+            batch; they count as the first answer. Not used for a random model.
     """
     if quantise:
-        points = quantised(points, allowed)
+        points, known = quantised(points, allowed), None
     is_changed = (points != allowed.x).flatten(1).any(1)
     accepted = allowed.contains(points) & is_changed
     logits = torch.zeros(len(points), model.n_classes, device=points.device)
-    inside = accepted.nonzero().squeeze(1)
-    if len(inside) == 0:
-        return Judgement(accepted, points, logits)
-    chosen = points[inside]
-    fresh = answers(model, chosen)
-    accepted[inside] = reached(fresh, y[inside], goal[inside])
-    logits[inside] = fresh
-    again = accepted.nonzero().squeeze(1)
-    if len(again) == 0:
-        return Judgement(accepted, points, logits)
-    second = answers(model, points[again], N_CONFIRMING) if model.is_random else None
-    second = model.replay(points[again]) if second is None else second
-    accepted[again] = reached(second, y[again], goal[again])
-    return Judgement(accepted, points, logits)
+    forward = torch.zeros_like(y)
+    rows = accepted.nonzero().squeeze(1)
+    for second in (False, True):
+        if len(rows) == 0:
+            break
+        before = model.passes.forward
+        if second:
+            fresh = _confirmed(model, points[rows])
+        elif known is None or model.is_random:
+            fresh = logits[rows] = answers(model, points[rows])
+        else:
+            fresh = logits[rows] = known[rows]
+        forward[rows] += (model.passes.forward - before) // len(rows)
+        accepted[rows] = reached(fresh, y[rows], goal[rows])
+        rows = accepted.nonzero().squeeze(1)
+    return Judgement(accepted, points, logits, forward)
+
+
+def _confirmed(model: Model, points: Tensor) -> Tensor:
+    """The second answer ``(n, k)``."""
+    return answers(model, points, N_CONFIRMING) if model.is_random else model.replay(points)
 
 
 def answers(model: Model, x: Tensor, n_draws: int = N_DRAWS) -> Tensor:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _CHUNK = 32
 CHUNK_WHERE_CHEAP = 16
 MOST_NEURONS = 20_000
+FAR_TOO_MANY = 10 * MOST_NEURONS  # values that layers give, linear ones among them
 SECONDS_PER_SAMPLE = 30.0  # of branch and bound, where the plan sets no budget of time
 
 
@@ -103,30 +104,51 @@ def prove_where_cheap(context: Context, threat: Threat) -> Iterator[Event]:
     more than :data:`MOST_NEURONS` neurons, is left alone. Nobody asked for these proofs, so
     nothing is said where none comes.
     """
-    text = threat.describe()
-    standing, margin = context.ledger.standing(text), context.ledger.margin
+    text, margin = threat.describe(), context.ledger.margin
     rows = np.flatnonzero(_unbroken(context, text))
     rows = rows[np.argsort(margin[rows], kind="stable")].tolist()  # negative: far from falling
-    if not rows:
-        return
     try:
-        graph = _captured(context, threat, rows)
-        if n_neurons(graph) > MOST_NEURONS:
-            return
-        for start in range(0, len(rows), CHUNK_WHERE_CHEAP):
-            chunk = rows[start : start + CHUNK_WHERE_CHEAP]
-            untried = [i for i in chunk if not standing.is_verified[i]]
-            if context.is_over_time:
-                return
-            if untried:
-                _try(context, graph, threat, untried, "fast")
-            if not standing.is_verified[chunk].any():
-                break
-            yield from context.progress(text, "proof (fast)", start + len(chunk), len(rows))
+        yield from _while_they_come(context, threat, rows)
     except (ValueError, NotImplementedError, RuntimeError):
         return
-    if standing.is_verified.any():
+    if context.ledger.standing(text).is_verified.any():
         yield _done(context, text, "proof (fast)")
+
+
+def _while_they_come(context: Context, threat: Threat, rows: list[int]) -> Iterator[Event]:
+    if not rows or _is_large(context.model, context.fetch(rows[:1])[0]):
+        return
+    graph, text = _captured(context, threat, rows), threat.describe()
+    verified = context.ledger.standing(text).is_verified
+    if n_neurons(graph) > MOST_NEURONS:
+        return
+    for start in range(0, len(rows), CHUNK_WHERE_CHEAP):
+        chunk = rows[start : start + CHUNK_WHERE_CHEAP]
+        untried = [i for i in chunk if not verified[i]]
+        if context.is_over_time:
+            return
+        if untried:
+            _try(context, graph, threat, untried, "fast")
+        if not verified[chunk].any():
+            return
+        yield from context.progress(text, "proof (fast)", start + len(chunk), len(rows))
+
+
+def _is_large(model: Model, x: Tensor) -> bool:
+    """Whether one look says that the network is far too large, which saves capturing it."""
+    sizes = []
+
+    def seen(_module: nn.Module, _inputs: object, out: object) -> None:
+        sizes.append(out[0].numel() if isinstance(out, Tensor) and out.ndim else 0)
+
+    leaves = [m for top in model.modules for m in top.modules() if not list(m.children())]
+    handles = [leaf.register_forward_hook(seen) for leaf in leaves]
+    try:
+        model.logits(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return sum(sizes) > FAR_TOO_MANY
 
 
 def _unbroken(context: Context, text: str) -> np.ndarray:

@@ -181,10 +181,10 @@ class Slots:
             return accepted, {}
         allowed = take(tally.allowed, rows)
         y, goal = tally.y[rows], tally.goal[rows]
-        before = self.model.passes.forward
-        found = judge(self.model, query.points[rows], allowed, y, goal, self.rules.quantise)
-        paid = self.model.passes.forward - before
-        self._charge(tally, rows, found.accepted, paid)
+        is_plain = query.route is None and self.model.tuning.precision == "float32"
+        known = answer.logits[rows] if is_plain else None
+        found = judge(self.model, query.points[rows], allowed, y, goal, self.rules.quantise, known)
+        tally.forward[rows] += found.forward
         refused = rows[~found.accepted]
         tally.rejected[refused] += 1
         size = goal_margin(answer.logits, tally.y, tally.goal)
@@ -192,13 +192,6 @@ class Slots:
         accepted[rows] = found.accepted
         pairs = zip(rows.tolist(), found.points, found.logits, strict=True)
         return accepted, {row: (point, logits) for row, point, logits in pairs}
-
-    def _charge(self, tally: Tally, rows: Tensor, accepted: Tensor, paid: int) -> None:
-        """The judge's passes, on the rows they were spent on: two if accepted, else one at most."""
-        if self.model.is_random:
-            tally.forward[rows] += paid // max(1, len(rows))
-        else:
-            tally.forward[rows] += 1 + accepted.long()
 
     def _ended(
         self,

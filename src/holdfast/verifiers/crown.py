@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
-from holdfast.graphs.operator import Activation, Box, Lines, pull_lines
+from holdfast.graphs.operator import Activation, Box, Lines, Pulled, pull_lines
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.regions import Region
 
@@ -133,11 +133,7 @@ def pull_back(
             error = error + unit * magnitude * absolute_sum(A)
         if node.index == 0:
             break
-        if isinstance(node.op, Activation) and node.index not in parameters:
-            pulled = pull_lines(A, state.relaxed(node, node.op))
-        else:
-            boxes = [state.boxes[i] for i in node.inputs]
-            pulled = node.op.pull(A, boxes, parameters.get(node.index))
+        pulled = _pulled(node, A, state, parameters.get(node.index))
         if pulled.constant is not None:
             constant = constant + pulled.constant
         for i, part in zip(node.inputs, pulled.coefficients, strict=True):
@@ -147,6 +143,13 @@ def pull_back(
                 error = error + unit * scale_of(state, i) * left
             pending[i] = pending[i] + part if i in pending else part
     return LinearBound(A, constant - error, watched)
+
+
+def _pulled(node: Node, A: Tensor, state: State, parameters: Tensor | None) -> Pulled:
+    """The coefficients before ``node``; default lines of an activation are kept in the state."""
+    if isinstance(node.op, Activation) and parameters is None:
+        return pull_lines(A, state.relaxed(node, node.op))
+    return node.op.pull(A, [state.boxes[i] for i in node.inputs], parameters)
 
 
 def absolute_sum(A: Tensor) -> Tensor:
