@@ -20,13 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.graphs.graph import Graph
 from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.attack import descend
 from holdfast.verifiers.crown import LinearBound, State, pull_back
 from holdfast.verifiers.dense_bounds import DenseBounds, dense_bounds
 from holdfast.verifiers.domains import (
-    CANDIDATES,
     Anchor,
     Batch,
     Bounder,
@@ -36,13 +34,14 @@ from holdfast.verifiers.domains import (
     batch_of,
     read_bounds,
 )
+from holdfast.verifiers.effort import MORE, favour, gain, lifetime, share_bounds
 from holdfast.verifiers.graph_bounds import GraphBounds, spread
 from holdfast.verifiers.problem import Counterexample, Leaf, Split
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.refinement import refine
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
-from holdfast.verifiers.tightening import left, tighten
+from holdfast.verifiers.tightening import cost, left, tighten
 
 ROOT_STEPS = 60
 SHARPEN_STEPS = 12
@@ -50,11 +49,10 @@ DOMAIN_STEPS = 12
 # Rounds of new bounds at the root, each as long as the bound of the clause rises by a tenth.
 NARROWINGS = 4
 LEAST_GAIN = 0.9
-# Multiplications spent on the bounds of single neurons at first, how many times more each time they
-# are bounded again, and how many times as many the tree gets before.
+# Multiplications spent on the bounds of single neurons at first, and how many times as many the
+# tree gets before. It is less than once, as a tree does more beside its multiplications.
 FIRST_EFFORT = 2.5e9
-MORE = 4
-BRANCHING = 1.0
+BRANCHING = 0.4
 # Open domains from which on the nearest to a proof go first, so that they get fewer.
 POOL = 4096
 # Where no split raises the bound by this share, only new bounds can help: they are made earlier.
@@ -76,12 +74,14 @@ class Tree:
         root: Its box.
         bounder: Who bounds the domains.
         patience: Splits by which new bounds are put off, as earlier ones gained little.
+        spent: Multiplications so far, about.
     """
 
     search: Search
     root: Root
     bounder: Bounder
     patience: int = 0
+    spent: float = 0.0
 
 
 def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool | None:
@@ -108,7 +108,7 @@ def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool 
 
 def _cultivate(search: Search, root: Root, clauses: list[int]) -> Counterexample | bool | None:
     """Branches, and begins again each time that the bounds of neurons have become much better."""
-    effort, share = FIRST_EFFORT, BRANCHING
+    effort, share, gained = FIRST_EFFORT, BRANCHING, 0.0
     tree, pool, planted = None, list[Domain](), dict[int, float]()
     while clauses:
         new = _tree(search, root, clauses)
@@ -117,15 +117,17 @@ def _cultivate(search: Search, root: Root, clauses: list[int]) -> Counterexample
             return found
         values = {d.clause: d.value for d in found}
         better = any(v >= LEAST_GAIN * planted.get(c, -math.inf) for c, v in values.items())
+        share *= favour(gained, gain(planted, values))
         if tree is None or better:
             tree, pool, planted = new, found, values
         else:
             pool = [d for d in pool if d.clause in values]
-            share *= MORE**2
+            share_bounds(search.graph, pool, root.anchor.state)
         refines = isinstance(tree.bounder, DenseBounds) and not search.keep_leaves
         outcome = _branch(tree, pool, share * effort if refines else math.inf)
         if not isinstance(outcome, list):
             return outcome
+        gained = gain(planted, {d.clause: d.value for d in reversed(outcome)})
         root, clauses = _refined(replace(tree, root=root), outcome, effort)
         pool, effort = outcome, effort * MORE
     return True
@@ -157,11 +159,11 @@ def _branch(
 ) -> Counterexample | bool | list[Domain] | None:
     """Cuts the domains until none is left; a list are those open after so much effort."""
     search, pool = tree.search, sorted(domains, key=_value)
-    half, stuck, first = max(1, tree.bounder.size // 2), False, search.domains
+    half, stuck, end = max(1, tree.bounder.size // 2), False, tree.spent + effort
     while pool:
         if search.is_over():
             return False
-        if (search.domains - first) * tree.bounder.cost(DOMAIN_STEPS) > effort:
+        if tree.spent > end:
             return pool
         search.lower = pool[0].value
         # Counterexamples hide where the bound is worst; a long list is worked off from its end.
@@ -235,22 +237,13 @@ def _refresh(tree: Tree, domains: list[Domain]) -> list[Domain]:
     search = tree.search
     batch, bound = _exact(tree, domains)
     state, empty = tighten(search.graph, batch.state, left(batch, bound))
+    tree.spent += cost(search.graph, batch.state)
     return [
-        replace(d, anchor=Anchor(one, _lifetime(search.graph, one)), age=0)
+        replace(d, anchor=Anchor(one, lifetime(search.graph, one, DOMAIN_STEPS)), age=0)
         for i, d in enumerate(domains)
         if not bool(empty[i])
         for one in (state.rows(slice(i, i + 1)),)
     ]
-
-
-def _lifetime(graph: Graph, state: State) -> float:
-    """So many splits that new bounds for one domain cost about as much as its descendants do."""
-    sources = {i for k in graph.nodes if not k.op.is_affine for i in k.inputs}
-    rows = sum(int((state.boxes[i].lower * state.boxes[i].upper < 0).sum()) for i in sources)
-    # Two bounds of every loose value in float64, against passes in float32, of which
-    # each gradient counts as two more.
-    ratio = 4 * rows / (3 * DOMAIN_STEPS + 2 * CANDIDATES)
-    return math.ceil(math.log2(1 + ratio))
 
 
 @torch.no_grad()
@@ -271,8 +264,8 @@ def _root(search: Search, clauses: Tensor, state: State | None) -> tuple[Root, l
     weights = {
         int(c): torch.eye(d.shape[1], dtype=d.dtype)[b] for c, b in zip(clauses, best, strict=True)
     }
-    lifetime = math.inf if search.keep_leaves else _lifetime(graph, state)
-    root = Root(region, Anchor(state, lifetime), weights)
+    life = math.inf if search.keep_leaves else lifetime(graph, state, DOMAIN_STEPS)
+    root = Root(region, Anchor(state, life), weights)
     for c, v in zip(clauses.tolist(), value.tolist(), strict=True):
         if v > 0 and search.keep_leaves:
             search.leaves.append(_leaf(search, root, Domain(c, (), root.anchor), v))
@@ -317,6 +310,7 @@ def _solve(tree: Tree, domains: list[Domain], steps: int) -> Counterexample | li
         part = domains[i : i + size]
         tree.bounder.solve(part, steps)
         tree.search.domains += len(part)
+        tree.spent += len(part) * tree.bounder.cost(steps)
         found = _look(tree, part)
         if found is not None:
             return found
