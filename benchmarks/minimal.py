@@ -34,8 +34,8 @@ from holdfast.engine.preflight import preflight
 from holdfast.evaluation.distances import minimal_distances
 from holdfast.model import Model
 
-CHOOSING = ("mnist_fgsm", "cifar_cnn_a_mix")
-CHECKING = ("mnist_convex", "mnist_clean", "cifar_resnet2b")
+CHOOSING = ("mnist_fgsm", "cifar_cnn_a_mix", "mnist_convex")
+CHECKING = ("mnist_clean", "cifar_resnet2b")
 NORMS = ("linf", "l2", "l1", "l0")
 SLACK = 1.1  # of the passes: a peer that spends more is not at equal passes
 EIGHT = 8  # rows: batches are cut to multiples, so that no padding is counted

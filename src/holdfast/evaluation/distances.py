@@ -35,7 +35,10 @@ ROUNDS, PER_ROUND = 8, 40  # in l0 instead: rounds at most, and passes that ther
 SMALLEST_BUDGET = 40
 MOST_TARGETS = 5  # classes that are gone for, likeliest first
 ARRIVES = {"linf": 45, "l2": 45, "l1": 90}  # passes that a run needs to get near the boundary
-AFAR, STEP_AFAR = 0.4, 0.3  # l0: share of the passes for a start far away, and its first step size
+SHARES = {"linf": (0.5, 0.0), "l2": (0.2, 0.4), "l1": (0.4, 0.0)}
+"""Of the passes: to look around from x, and to come back from a random input; the rest goes on."""
+PACE_L1 = {"step_size": 1.0, "loss": "margin"}
+AFAR, STEP_AFAR = 0.5, 0.15  # l0: share of the passes for a start far away, and its first step size
 
 
 @dataclass(frozen=True)
@@ -187,9 +190,10 @@ class Turn(NamedTuple):
 def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     """The attacks used by default, each with its passes per sample.
 
-    Half of the passes look around: one run towards each of the likeliest wrong classes, as many as
-    arrive within them, for the boundaries of several classes are often about equally near. The
-    other half goes on from the nearest input found. In l0 sigma-zero begins at a random input
+    Some of the passes look around: one run towards each of the likeliest wrong classes, as many as
+    arrive within them, for the boundaries of several classes are often about equally near. In l2
+    some begin at a random input, however far: a nearer boundary may lie where gradients at x do not
+    lead. The others go on from the nearest input found. In l0 sigma-zero begins at a random input
     of the domain, then at x.
 
     Args:
@@ -201,17 +205,21 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     if norm == "l0":
         first = int(AFAR * budget)
         steps = [max(1, passes // 2 - JUDGING) for passes in (first, budget - first)]
-        back = make("sigma_zero", steps=steps[0], step_size=STEP_AFAR)
-        return [Turn(back, first, "afar"), Turn(make("sigma_zero", steps=steps[1]), budget - first)]
-    half = budget // 2
-    n_targets = max(1, min(MOST_TARGETS, n_wrong, half // ARRIVES[norm]))
-    look = {"steps": max(1, half // (2 * n_targets) - JUDGING), "n_targets": n_targets}
+        afar = make("sigma_zero", steps=steps[0], step_size=STEP_AFAR)
+        return [Turn(afar, first, "afar"), Turn(make("sigma_zero", steps=steps[1]), budget - first)]
+    first, back = (int(share * budget) for share in SHARES[norm])
+    n_targets = max(1, min(MOST_TARGETS, n_wrong, first // ARRIVES[norm]))
+    look = {"steps": max(1, first // (2 * n_targets) - JUDGING), "n_targets": n_targets}
     around = make("shrinking_ball", **look)
     if norm != "linf":
         around = make("fab", is_thrifty=True, **look)
-    rest = budget - half
-    onward = make("shrinking_ball", steps=max(1, rest // 2 - JUDGING))
-    return [Turn(around, half), Turn(onward, rest, "nearest")]
+    turns = [Turn(around, first)]
+    if back:
+        turns.append(Turn(make("shrinking_ball", steps=max(1, back // 2 - JUDGING)), back, "afar"))
+    rest = budget - first - back
+    pace = PACE_L1 if norm == "l1" else {}
+    onward = make("shrinking_ball", steps=max(1, rest // 2 - JUDGING), **pace)
+    return [*turns, Turn(onward, rest, "nearest")]
 
 
 def _turns(
