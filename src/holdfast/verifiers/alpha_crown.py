@@ -47,9 +47,12 @@ class Choices:
 
 
 def default_choices(graph: Graph, state: State, start: int, rows: int = 1) -> Choices:
-    """What the relaxations choose by themselves, for ``rows`` rows per sample."""
-    found = {}
-    for node in graph.nodes[1 : start + 1]:
+    """What the relaxations that ``start`` depends on choose by themselves, for ``rows`` rows."""
+    found, behind = {}, {start}
+    for node in reversed(graph.nodes[1 : start + 1]):
+        if node.index not in behind:
+            continue
+        behind.update(node.inputs)
         if isinstance(node.op, Activation) and node.op.n_parameters:
             first = node.op.start(state.boxes[node.inputs[0]]).unsqueeze(2)
             found[node.index] = first.expand(-1, -1, rows, *node.shape).contiguous()

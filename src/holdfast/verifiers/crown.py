@@ -153,8 +153,14 @@ def _pulled(node: Node, A: Tensor, state: State, parameters: Tensor | None) -> P
 
 
 def absolute_sum(A: Tensor) -> Tensor:
-    """Sum of absolute coefficients of every row: ``(n, k, *shape) -> (n, k)``."""
-    return torch.linalg.vector_norm(flattened(A, 2), 1, 2)
+    """At least the sum of absolute coefficients of every row: ``(n, k, *shape) -> (n, k)``.
+
+    Errors are charged by it, so that the root of the size times the l2 norm will do, which takes a
+    third of the time or less. Squares that underflow belong to coefficients below ``tiny``.
+    """
+    flat = flattened(A, 2)
+    size, tiny = flat.shape[2], torch.finfo(A.dtype).tiny ** 0.5
+    return torch.linalg.vector_norm(flat, 2, 2) * size**0.5 + size * tiny
 
 
 def scale_of(state: State, node: int) -> Tensor:
