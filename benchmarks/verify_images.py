@@ -5,14 +5,15 @@
 
 CROWN bounds come first, for all images in one call; then an audit attacks what they leave open, and
 branch and bound tries what that leaves, in rounds that give every open image four times as many
-seconds. ``--minutes`` limits the CPU time of these rounds in one run; the same command goes on
-where it ended.
+seconds, from ``--least`` to ``--limit``, those nearest to a proof first. ``--minutes`` limits the
+CPU time of these rounds in one run; the same command goes on where it ended.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,9 +32,6 @@ from holdfast.verifiers.bounds import bounds, margins
 from holdfast.verifiers.problem import Clause, Property
 from holdfast.verifiers.verify import verify
 
-FIRST_LIMIT = 2.0
-"""CPU seconds an image in the first round."""
-
 
 @dataclass
 class Progress:
@@ -42,6 +40,7 @@ class Progress:
     Attributes:
         status: By image: ``wrong`` (misclassified as it is), ``unsat``, ``sat`` or ``open``.
         spent: CPU seconds tried on open images.
+        lower: The bounds that these ended with.
         bounds_s: CPU seconds of the bounds.
         verified_by_bounds: Images that these prove.
         attack_s: CPU seconds of the audit.
@@ -50,6 +49,7 @@ class Progress:
 
     status: list[str] = field(default_factory=list)
     spent: dict[str, float] = field(default_factory=dict)
+    lower: dict[str, float] = field(default_factory=dict)
     bounds_s: float = 0.0
     verified_by_bounds: int = 0
     attack_s: float = 0.0
@@ -62,6 +62,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=200)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--limit", type=float, default=120.0, help="most CPU seconds an image")
+    parser.add_argument("--least", type=float, default=2.0, help="the same in the first round")
     parser.add_argument("--again", action="store_true", help="forget what was found")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,15 +74,21 @@ def main() -> None:
         _bound(net, graph, x, y, eps, progress)
         _attack(net, x, y, CASES[args.model].threat, progress)
         _save(args, progress)
-    end, limit = time.process_time() + 60 * args.minutes, FIRST_LIMIT
+    end, limit = time.process_time() + 60 * args.minutes, args.least
     while limit <= args.limit and "open" in progress.status:
-        for i, status in enumerate(progress.status):
-            if status == "open" and progress.spent.get(str(i), 0.0) < limit:
+        for i in _nearest_first(progress):
+            if progress.spent.get(str(i), 0.0) < limit:
                 if time.process_time() > end:
                     return
                 _decide(graph, x[i], int(y[i]), eps, limit, i, progress)
                 _save(args, progress)
         limit = min(4 * limit, args.limit) if limit < args.limit else 2 * limit
+
+
+def _nearest_first(progress: Progress) -> list[int]:
+    """Open images, those first whose bounds were nearest to a proof."""
+    rows = [i for i, status in enumerate(progress.status) if status == "open"]
+    return sorted(rows, key=lambda i: -progress.lower.get(str(i), -math.inf))
 
 
 def _read(name: str, n: int) -> Progress:
@@ -137,6 +144,7 @@ def _decide(
         progress.status[i] = verdict.status
     else:
         progress.spent[str(i)] = limit
+        progress.lower[str(i)] = round(verdict.lower, 4)
     print(i, verdict.status, round(spent, 2), round(verdict.lower, 4), flush=True)
 
 

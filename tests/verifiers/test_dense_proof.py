@@ -34,12 +34,12 @@ def setting(net, x, width):
     return graph, region, found, (low, high)
 
 
-def convolutional():
+def convolutional(width=0.2):
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 3, 3, 1, 1), nn.ReLU(), nn.Conv2d(3, 2, 2, 2), nn.ReLU(), nn.Conv2d(2, 2, 2, 2)
     )
-    return setting(net, torch.rand(1, 1, 16, 16), 0.2)
+    return setting(net, torch.rand(1, 1, 16, 16), width)
 
 
 def flat(sizes=(4, 12, 12, 3)):
@@ -191,8 +191,10 @@ def test_it_lies_below_every_sample_and_defects_are_caught(defect, monkeypatch):
     assert below == (not defect)
 
 
-def test_parts_give_the_bounds_of_the_whole():
-    _, _, net, ends = convolutional()
+@pytest.mark.parametrize("width", [0.2, 4.0])
+def test_parts_give_the_bounds_of_the_whole(width):
+    """In the wide box all neurons are undecided: rows read the first layer through the second."""
+    _, _, net, ends = convolutional(width)
     found = parts(net)
     assert len(found) > 4
     assert sorted(int(r) for part, _ in found for r in part.rows) == list(range(len(net.rows)))
