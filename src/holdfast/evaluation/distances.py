@@ -35,7 +35,7 @@ ROUNDS, PER_ROUND = 8, 40  # in l0 instead: rounds at most, and passes that ther
 SMALLEST_BUDGET = 40
 MOST_TARGETS = 5  # classes that are gone for, likeliest first
 ARRIVES = {"linf": 45, "l2": 45, "l1": 90}  # passes that a run needs to get near the boundary
-SHARES = {"linf": (0.5, 0.0), "l2": (0.2, 0.4), "l1": (0.4, 0.0)}
+SHARES = {"linf": (0.5, 0.0), "l2": (0.5, 0.2), "l1": (0.5, 0.0)}
 """Of the passes: to look around from x, and to come back from a random input; the rest goes on."""
 PACE_L1 = {"step_size": 1.0, "loss": "margin"}
 AFAR, STEP_AFAR = 0.5, 0.15  # l0: share of the passes for a start far away, and its first step size
