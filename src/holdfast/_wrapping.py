@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -45,6 +46,14 @@ def modules_of(f: Any) -> list[nn.Module]:
     elif owner is None and hasattr(f, "__dict__"):
         found += [value for value in vars(f).values() if isinstance(value, nn.Module)]
     return found
+
+
+def home_of(modules: Sequence[nn.Module]) -> tuple[torch.device, torch.dtype]:
+    """Where the weights live, and the first floating-point type among them."""
+    weights = [w for module in modules for w in (*module.parameters(), *module.buffers())]
+    device = weights[0].device if weights else torch.device("cpu")
+    floats = (w.dtype for w in weights if w.dtype.is_floating_point)
+    return device, next(floats, torch.float32)
 
 
 def described(f: Any) -> str:

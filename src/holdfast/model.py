@@ -31,7 +31,7 @@ from holdfast._running import (
     split,
     tf32,
 )
-from holdfast._wrapping import described, modules_of, normalisation
+from holdfast._wrapping import described, home_of, modules_of, normalisation
 from holdfast.attacks.base import Answer, Query
 from holdfast.errors import HoldfastError, ModelCrash, ModelError
 from holdfast.threat import Access, Domain
@@ -86,12 +86,8 @@ class Model:
         self.modules = tuple(modules_of(f))
         self.domain = domain if isinstance(domain, Domain) else Domain(*domain)
         self.mean, self.std = normalisation(mean, std)
-        weights = [p for module in self.modules for p in module.parameters()]
-        weights += [b for module in self.modules for b in module.buffers()]
-        home = weights[0].device if weights else torch.device("cpu")
+        home, self.dtype = home_of(self.modules)
         self.device = torch.device(device) if device is not None else home
-        floats = [w.dtype for w in weights if w.dtype.is_floating_point]
-        self.dtype = floats[0] if floats else torch.float32
         self.access = Access(access) if access is not None else Access.GRADIENTS
         self.head = Head(n_classes=n_classes or 0)
         if head is not None and head not in HEADS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -56,6 +57,10 @@ class _Fate:
     @property
     def winner(self) -> Attempt | None:
         return next((a for a in self.attempts.values() if a.outcome is Outcome.BROKEN), None)
+
+    def met(self, name: str) -> list[Any]:
+        """One figure of every attempt."""
+        return [getattr(attempt, name) for attempt in self.attempts.values()]
 
 
 @dataclass(slots=True)
@@ -138,9 +143,8 @@ def _threat(
 ) -> ThreatResult:
     norm, eps = _ball(text)
     fates = [_fate(text, record, found) for record in clean]
-    attempts = [list(fate.attempts.values()) for fate in fates]
     looks = tuple(look for _, look in sorted(found.looks.get(text, {}).items()))
-    flat = chain.from_iterable(attempts)
+    flat = chain.from_iterable(fate.attempts.values() for fate in fates)
     steps, skipped = steps_for(plan, norm, header["model"], flat, looks)
     verdicts = [_verdict(c, fate, steps) for c, fate in zip(clean, fates, strict=True)]
     pairs = list(zip(fates, verdicts, strict=True))
@@ -153,18 +157,18 @@ def _threat(
         verdict=tuple(verdicts),
         broken_by=tuple(w.stage if w else None for w in winners),
         radius=tuple(_radius(fate, v, eps) for fate, v in pairs),
-        margin=tuple(max((a.margin for a in own), default=None) for own in attempts),
-        loss=tuple(max((a.loss for a in own), default=None) for own in attempts),
-        confidence=tuple(min((a.confidence for a in own), default=None) for own in attempts),
+        margin=tuple(max(fate.met("margin"), default=None) for fate in fates),
+        loss=tuple(max(fate.met("loss"), default=None) for fate in fates),
+        confidence=tuple(min(fate.met("confidence"), default=None) for fate in fates),
         prediction=tuple(w.prediction if w else -1 for w in winners),
         prediction_confidence=tuple(w.prediction_confidence if w else 0.0 for w in winners),
-        forward=tuple(sum(a.forward for a in own) for own in attempts),
-        backward=tuple(sum(a.backward for a in own) for own in attempts),
-        stages=_stages(steps, verdicts, attempts),
+        forward=tuple(sum(fate.met("forward")) for fate in fates),
+        backward=tuple(sum(fate.met("backward")) for fate in fates),
+        stages=_stages(steps, verdicts, fates),
         skipped=skipped,
         looks=looks,
-        curve_forward=sum(f.radius.forward for f in fates if f.radius),
-        n_rejected=sum(a.rejected for own in attempts for a in own),
+        curve_forward=sum(fate.radius.forward for fate in fates if fate.radius),
+        n_rejected=sum(sum(fate.met("rejected")) for fate in fates),
     )
 
 
@@ -215,31 +219,40 @@ def _radius(fate: _Fate, verdict: Verdict, eps: float | None) -> float | None:
 
 
 def _stages(
-    steps: tuple[Step, ...], verdicts: list[Verdict], attempts: list[list[Attempt]]
+    steps: tuple[Step, ...], verdicts: list[Verdict], fates: list[_Fate]
 ) -> tuple[StageResult, ...]:
+    """What every stage did, in their order."""
     surviving = sum(v is not Verdict.WRONG for v in verdicts)
     results = []
     for step in steps:
-        own = [[a for a in row if a.stage == step.stage] for row in attempts]
-        flat = [a for row in own for a in row]
-        broken = [i for i, row in enumerate(own) if any(a.outcome is Outcome.BROKEN for a in row)]
-        surviving -= len(broken)
-        spent = [sum(a.forward + a.backward for a in attempts[i]) for i in broken]
-        results.append(
-            StageResult(
-                stage=step.stage,
-                attack=step.label,
-                access=step.access,
-                sees_less=step.sees_less,
-                n=len(verdicts),
-                n_entered=sum(bool(row) for row in own),
-                n_broken=len(broken),
-                n_surviving=surviving,
-                n_stopped=sum(any(a.outcome is Outcome.STOPPED for a in row) for row in own),
-                forward=sum(a.forward for a in flat),
-                backward=sum(a.backward for a in flat),
-                median_passes=float(median(spent)) if spent else None,
-                n_zero_gradients=sum(a.zero_gradients for a in flat),
-            )
-        )
+        result = _stage(step, fates, surviving)
+        surviving = result.n_surviving
+        results.append(result)
     return tuple(results)
+
+
+def _stage(step: Step, fates: list[_Fate], surviving: int) -> StageResult:
+    """One stage, which began with ``surviving`` samples."""
+    own = [[a for a in fate.attempts.values() if a.stage == step.stage] for fate in fates]
+    flat = list(chain.from_iterable(own))
+    broken = [i for i, row in enumerate(own) if _has(row, Outcome.BROKEN)]
+    spent = [sum(fates[i].met("forward")) + sum(fates[i].met("backward")) for i in broken]
+    return StageResult(
+        stage=step.stage,
+        attack=step.label,
+        access=step.access,
+        sees_less=step.sees_less,
+        n=len(fates),
+        n_entered=sum(bool(row) for row in own),
+        n_broken=len(broken),
+        n_surviving=surviving - len(broken),
+        n_stopped=sum(_has(row, Outcome.STOPPED) for row in own),
+        forward=sum(a.forward for a in flat),
+        backward=sum(a.backward for a in flat),
+        median_passes=float(median(spent)) if spent else None,
+        n_zero_gradients=sum(a.zero_gradients for a in flat),
+    )
+
+
+def _has(attempts: list[Attempt], outcome: Outcome) -> bool:
+    return any(attempt.outcome is outcome for attempt in attempts)

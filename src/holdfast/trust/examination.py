@@ -26,7 +26,7 @@ from holdfast.engine.random import Rng
 from holdfast.events import Event, Found
 from holdfast.record import Examined, Suspicion
 from holdfast.threat import Access, Threat
-from holdfast.trust.base import EARLY, LATE, Doubt
+from holdfast.trust.base import EARLY, LATE, Check, Doubt
 from holdfast.trust.distilling import distil, save
 from holdfast.trust.probe import Probe
 from holdfast.trust.remedies import Candidate, candidates, chosen, for_plan, stages, step
@@ -127,13 +127,7 @@ def examined(context: Context, threat: Threat, done: Sequence[Step], number: int
     before = (passes.forward, passes.backward)
     text = threat.describe()
     standing = context.ledger.standing(text)
-    rows = _rows(context, standing)
-    is_open = bool(rows)
-    wanted = [kind() for kind in registry.checks().values() if kind.card.round == number]
-    if not rows and number == EARLY and _was_blind(standing):
-        rows = _by_key(context, context.ledger.is_correct)[:FEWEST]  # to say why, not to act
-        wanted = [check for check in wanted if check.card.is_cause]
-        is_open = False
+    rows, wanted, is_open = _subject(context, standing, number)
     probe = _probe(context, threat, rows, done)
     made = [check for check in wanted if len(probe) or not check.card.needs_samples]
     made.sort(key=lambda check: not check.card.is_cause)
@@ -155,6 +149,22 @@ def examined(context: Context, threat: Threat, done: Sequence[Step], number: int
         forward=passes.forward - before[0],
         backward=passes.backward - before[1],
     )
+
+
+def _subject(
+    context: Context, standing: Standing, number: int
+) -> tuple[list[int], list[Check], bool]:
+    """Samples to look at, the checks that do, and whether there is something to act on.
+
+    Where nothing is left unbroken but some attack met hardly any gradients, a few broken samples
+    are looked at all the same: to say why, not to act.
+    """
+    rows = _rows(context, standing)
+    checks = [kind() for kind in registry.checks().values() if kind.card.round == number]
+    if rows or number != EARLY or not _was_blind(standing):
+        return rows, checks, bool(rows)
+    some = _by_key(context, context.ledger.is_correct)[:FEWEST]
+    return some, [check for check in checks if check.card.is_cause], False
 
 
 def _suspicion(name: str, doubt: Doubt) -> Suspicion:
