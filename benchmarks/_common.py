@@ -102,13 +102,18 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
+def _arguments() -> list[str]:
+    """The command's arguments; folders of this machine are called DIR."""
+    return ["DIR" if Path(a).is_absolute() else a for a in sys.argv[1:]]
+
+
 def write(name: str, settings: dict[str, Any], rows: list[dict[str, Any]], **more: Any) -> Path:
     """Write ``benchmarks/results/<name>.json``: what was measured, where, and on which commit."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {
         "name": name,
-        "command": f"python benchmarks/{' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])}",
+        "command": f"python benchmarks/{' '.join([Path(sys.argv[0]).name, *_arguments()])}",
         "measured": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": commit(),
         "changed_since_commit": bool(_git("status", "--porcelain", "--", "src", "benchmarks/*.py")),

@@ -329,6 +329,16 @@ _RESULTS: dict[str, dict[str, str]] = {
         "CPU s": "cpu_s",
         "longest limit, s": "longest_limit_s",
     },
+    "bounds": {
+        "network": "network",
+        "bounds": "method",
+        "looser by": "looser_by",
+        "tighter by": "tighter_by",
+        "CPU s": "ours_s",
+        "auto_LiRPA": "theirs_s",
+        "ratio": "ratio",
+        "ratio, both float32": "ratio_float32",
+    },
     "verify_images_cifar_cnn_a_mix": {
         "model": "model",
         "threat": "threat",
