@@ -144,3 +144,17 @@ def test_patches_without_a_neuron_to_split_are_left_as_they_are():
     box, old = refined.boxes[3], state.boxes[3]
     gained = (box.upper - box.lower) < (old.upper - old.lower) - 1e-9
     assert 0 < gained.sum() < gained.numel()
+
+
+def test_neurons_before_any_rectifier_are_not_searched(monkeypatch):
+    """Their linear bounds are exact; bringing thousands of them into dense form takes minutes."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.zeros(1, 3)
+    graph = capture(net, x, fold=False).to(torch.float64)
+    region = BoxRegion(x.double() - 1, x.double() + 1)
+    state = propagate(graph, region)
+    monkeypatch.setattr(refinement, "condense", lambda *_: pytest.fail("nothing is to be gained"))
+    refined, spent = refine(graph, region, state, 1e9, lambda: False)
+    assert spent == 0
+    assert all(a is b for a, b in zip(refined.boxes, state.boxes, strict=True))

@@ -155,7 +155,7 @@ def _problems(graph: Graph, region: BoxRegion, state: State, at: int) -> list[Pr
     """Undecided neurons of a node by what they read; none where bounds are exact already."""
     box, nodes = state.boxes[at], graph.nodes
     neurons = ((box.lower < 0) & (box.upper > 0)).flatten().nonzero().squeeze(1)
-    if not len(neurons):
+    if not len(neurons) or all(n.op.is_affine for n in nodes[1 : at + 1]):
         return []
     unit = box.lower.new_zeros(len(neurons), nodes[at].size)
     unit = unit.scatter(1, neurons.unsqueeze(1), 1.0)
