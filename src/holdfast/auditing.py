@@ -62,8 +62,9 @@ def audit(
         access: ``gradients``, ``scores`` or ``labels``; None: all that the model gives.
         quantise: ``"8bit"`` counts only adversarial inputs that survive rounding to 8 bits.
         trust: ``"act"``: look whether the attacks were misled, and add attacks that are not;
-            ``"look"``: look only; ``"off"``: neither. None: ``"act"``, but for published protocols
-            (``autoattack``), which stay as they are, ``"look"``.
+            ``"reroute"``: add such that follow other gradients, but no longer ones; ``"look"``:
+            look only; ``"off"``: neither. None: ``"act"``, but ``"reroute"`` for ``quick``, and
+            for published protocols (``autoattack``), which stay as they are, ``"look"``.
         precision: Of the search: ``"bf16"``, or ``"tf32"`` on NVIDIA's GPUs, are faster where the
             processor has units for them; every verdict is given in float32.
         verify: ``"fast"``, ``"standard"`` or ``"thorough"``: prove what holds, beside the attacks,

@@ -150,9 +150,10 @@ class Plan(BaseModel):
     verify: Literal["auto", "off", "fast", "standard", "thorough"] = "auto"
     """Proofs beside the attacks: for survivors while they come cheaply; none; by bounds, by
     optimised bounds, by branch and bound."""
-    trust: Literal["act", "look", "off"] = "act"
-    """Look whether attacks were misled, and act on it; look only; or neither. Where nothing is
-    said, as the named cascade has it: nothing is added to a published protocol."""
+    trust: Literal["act", "reroute", "look", "off"] = "act"
+    """Look whether attacks were misled, and act on it; act by other routes to the gradients, but
+    not by longer attacks; look only; or neither. Where nothing is said, as the named cascade has
+    it: nothing is added to a published protocol, and ``quick`` stays short."""
     curve_steps: int = Field(default=6, ge=0, le=30)
     """Bisection steps per broken sample for the accuracy-against-eps curve; 0: none."""
     batch_size: int | None = Field(default=None, ge=1)

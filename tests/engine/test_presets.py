@@ -179,6 +179,7 @@ def test_published_protocols_get_no_stages_of_ours():
 
     published = [name for name in cascades() if name.startswith("autoattack")]
     assert {chosen(cascade=name) for name in published} == {"look"}
-    assert chosen() == chosen(cascade="quick") == "act"
+    assert chosen() == chosen(cascade="thorough") == "act"
+    assert chosen(cascade="quick") == "reroute"
     assert chosen(cascade="autoattack", trust="act") == "act"
     assert chosen(cascade="autoattack", stages=(Stage(attack="pgd"),)) == "act"

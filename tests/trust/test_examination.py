@@ -67,6 +67,25 @@ def test_look_only_and_off(net, tmp_path):
         assert stages == {0}
 
 
+@pytest.mark.parametrize("trust", ["act", "reroute"])
+def test_a_short_plan_leaves_longer_attacks_to_others(net, tmp_path, trust):
+    short = ({"attack": "pgd", "loss": "ce", "steps": 1, "step_size": 1e-4},)
+    options = {"trust": trust, "stages": short, "threats": ("linf:0.2",)}
+    list(run(plan(**options), Model(net[0]), net[1], tmp_path))
+    looks = [r for r in journal.read(tmp_path) if isinstance(r, Examined)]
+    assert "step_count" in {s.check for look in looks for s in look.suspicions}
+    longer = [s for look in looks for s in look.added if not s.route]
+    report = Report.load(tmp_path)
+    assert bool(longer) == (trust == "act")
+    assert (report.threats["linf:0.2"].trust.confidence is Confidence.LOWERED) == (trust == "act")
+    assert ("Longer attacks are left" in report._repr_html_()) == (trust == "reroute")
+
+
+def test_a_short_plan_follows_other_gradients_all_the_same(net, tmp_path):
+    list(run(plan(trust="reroute"), Model(Quantised(net[0])), net[1], tmp_path))
+    assert Report.load(tmp_path).threats[EPS].trust.confidence is Confidence.LOWERED
+
+
 def test_the_seed_of_the_plan_is_the_looks_too(net, tmp_path, monkeypatch):
     seen, make = {}, examination.Probe
     for seed in (0, 1):

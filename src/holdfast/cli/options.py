@@ -100,7 +100,8 @@ QuantiseOption = Annotated[
 TrustOption = Annotated[
     str | None,
     typer.Option(
-        help="act: look whether attacks were misled, and add others; look: look only; or off.",
+        help="act: look whether attacks were misled, and add others; reroute: add no longer "
+        "ones, only such that follow other gradients; look: look only; or off.",
         metavar="HOW",
         rich_help_panel=_ATTACKER,
     ),

@@ -77,6 +77,8 @@ def _acts(result: ThreatResult) -> str:
 def _idle(report: Report) -> str:
     if report.plan.trust == "look":
         return "The plan only looks (trust = look): let it act, and see how far the number falls."
+    if report.plan.trust == "reroute":
+        return "Longer attacks are left to the cascade 'standard': run it to see how far it falls."
     return "Nothing that Holdfast can do about it by itself was left to try."
 
 

@@ -51,7 +51,7 @@ def attack(
     """
     early, late = _parts(steps)
     done: list[Step] = []
-    acts = context.plan.trust == "act"
+    acts = context.plan.trust in ("act", "reroute")
     if early and acts and not context.model.has_gradients:
         early += yield from _look(context, threat, early, EARLY)
         early, late = (_rerouted(context, threat, part) for part in (early, late))
@@ -179,11 +179,13 @@ def _suspicion(name: str, doubt: Doubt) -> Suspicion:
 
 def _picked(context: Context, probe: Probe, found: Sequence[tuple[str, Doubt]]) -> list[Candidate]:
     """The routes that help against what was found."""
-    if not found or not len(probe) or context.plan.trust != "act":
+    if not found or not len(probe) or context.plan.trust not in ("act", "reroute"):
         return []
     found = [(name, _with_surrogate(context, probe, doubt)) for name, doubt in found]
     directory = str(context.journal.directory)
-    return chosen(probe, candidates(found, context.model.is_random, directory))
+    picked = chosen(probe, candidates(found, context.model.is_random, directory))
+    is_short = context.plan.trust == "reroute"
+    return [candidate for candidate in picked if candidate.way is not None or not is_short]
 
 
 def _with_surrogate(context: Context, probe: Probe, doubt: Doubt) -> Doubt:
