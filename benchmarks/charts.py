@@ -150,6 +150,7 @@ def _claims() -> list[tuple[str, str, str]]:
         command = verdicts["command"]
         claims.extend((row["what"], row["value"], command) for row in verdicts["rows"])
     if strength := load("strength"):
+        claims.append(_over_all_networks(strength["rows"]))
         claims.extend(
             _against_autoattack(row)
             for row in strength["rows"]
@@ -180,6 +181,21 @@ def _between_proof_and_attack(row: dict[str, Any], command: str) -> tuple[str, s
     seconds = row["bounds_cpu_s"] + row["attack_cpu_s"] + row["search_cpu_s"]
     value = f"{row['verified']:.2%} to {row['not_broken']:.2%} in {seconds:.0f} CPU-seconds"
     return what, value, command
+
+
+def _over_all_networks(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """``standard`` and the reference AutoAttack on every network that both have attacked."""
+    theirs = {row["model"]: row["passes_per_sample"] for row in rows if row["tool"] == "reference"}
+    ours = [row for row in rows if row["tool"] == "standard" and row.get("n_shared")]
+    n = sum(row["n_shared"] for row in ours)
+    alone, missed = (
+        sum(len(row[key]) for row in ours) for key in ("only_this_broke", "only_reference_broke")
+    )
+    shares = sorted(theirs[row["model"]] / row["search_passes_per_sample"] for row in ours)
+    what = f"`standard` beside the reference AutoAttack, {len(ours)} networks, {n} samples"
+    value = f"{alone} that only ours broke, {missed} that only AutoAttack broke; its passes are "
+    value += f"{shares[0]:.0f} to {shares[-1]:.0f} times ours, the checks of the model apart"
+    return what, value, "python benchmarks/strength.py --autoattack DIR"
 
 
 def _against_autoattack(row: dict[str, Any]) -> tuple[str, str, str]:
