@@ -81,6 +81,17 @@ def test_a_short_plan_leaves_longer_attacks_to_others(net, tmp_path, trust):
     assert ("Longer attacks are left" in report._repr_html_()) == (trust == "reroute")
 
 
+def test_a_number_that_fell_later_on_is_said_to_lack_longer_attacks_too(net, tmp_path):
+    weak = {"attack": "pgd", "loss": "ce", "steps": 1, "step_size": 1e-4}
+    stages = (weak, {"attack": "square", "queries": 200})
+    options = {"trust": "reroute", "stages": stages, "threats": ("linf:0.25",)}
+    list(run(plan(**options), Model(net[0]), net[1], tmp_path))
+    report = Report.load(tmp_path)
+    assert report.threats["linf:0.25"].trust.confidence is Confidence.LOWERED
+    assert "Here is what lowered it" in report._repr_html_()
+    assert "Longer attacks are left" in report._repr_html_()
+
+
 def test_a_short_plan_follows_other_gradients_all_the_same(net, tmp_path):
     list(run(plan(trust="reroute"), Model(Quantised(net[0])), net[1], tmp_path))
     assert Report.load(tmp_path).threats[EPS].trust.confidence is Confidence.LOWERED

@@ -14,6 +14,7 @@ from holdfast.reports.results import ThreatResult
 from holdfast.threat import Access
 
 _MOST_REASONS = 2
+_LONGER = "Longer attacks are left to the cascade 'standard': run it to see how far it falls."
 
 
 def headline(report: Report, result: ThreatResult) -> str:
@@ -23,7 +24,7 @@ def headline(report: Report, result: ThreatResult) -> str:
         case Confidence.TRUSTED:
             return _trusted(trust)
         case Confidence.LOWERED:
-            return _lowered(trust)
+            return _lowered(report, trust)
         case Confidence.HELD:
             return (
                 f"The checks had doubts, because {because(trust)}. But what was done about it "
@@ -46,13 +47,18 @@ def _trusted(trust: Trust) -> str:
     )
 
 
-def _lowered(trust: Trust) -> str:
+def _lowered(report: Report, trust: Trust) -> str:
     assert trust.first is not None
     steps = "; ".join(fall(step) for step in trust.lowered)
+    rest = f" {_LONGER}" if report.plan.trust == "reroute" and _is_too_short(trust) else ""
     return (
         f"Don't trust the first number, {percent(trust.first.value)}, because {because(trust)}. "
-        f"Here is what lowered it: {steps}."
+        f"Here is what lowered it: {steps}.{rest}"
     )
+
+
+def _is_too_short(trust: Trust) -> bool:
+    return any(reason.check == "step_count" for reason in trust.reasons)
 
 
 def fall(step: Lowering) -> str:
@@ -78,7 +84,7 @@ def _idle(report: Report) -> str:
     if report.plan.trust == "look":
         return "The plan only looks (trust = look): let it act, and see how far the number falls."
     if report.plan.trust == "reroute":
-        return "Longer attacks are left to the cascade 'standard': run it to see how far it falls."
+        return _LONGER
     return "Nothing that Holdfast can do about it by itself was left to try."
 
 

@@ -60,7 +60,9 @@ class ShatteredGradients(Check):
 
 
 def neighbours(probe: Probe, draws: int = 8) -> tuple[dict[str, Any], ...]:
-    """Routes that average over neighbours at two distances."""
+    """Routes that average over neighbours at two distances; none without samples to try them."""
+    if not len(probe):
+        return ()
     sizes = (_half_width(probe, 1 / 4), _half_width(probe, 1 / 16))
     return tuple({"name": "neighbours", "draws": draws, "size": size} for size in sizes)
 
