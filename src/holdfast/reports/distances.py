@@ -48,8 +48,8 @@ def render(model: str, data: str, found: Sequence[MinimalDistances]) -> str:
 def _part(one: MinimalDistances) -> dict[str, Any]:
     finite = one.distance[one.distance.isfinite()].sort().values
     quarters = [finite[int(q * (len(one.distance) - 1))] for q in _reached(finite, one)]
-    order = one.distance.argsort()[: int((one.distance > 0).sum())]
-    fragile = [i for i in order.tolist() if 0 < one.distance[i] < math.inf][:_FRAGILE]
+    order = one.distance.argsort(stable=True).tolist()
+    fragile = [i for i in order if 0 < one.distance[i] < math.inf][:_FRAGILE]
     return {
         "norm": one.norm,
         "name": NAMES[one.norm],

@@ -1,0 +1,37 @@
+"""What the default search for smallest changes consists of."""
+
+from __future__ import annotations
+
+import pytest
+
+from holdfast.evaluation.distances import PACE_L1, portfolio
+
+BEGINS = {
+    "linf": ["x", "nearest"],
+    "l2": ["x", "afar", "nearest"],
+    "l1": ["x", "nearest"],
+    "l0": ["afar", "x"],
+}
+
+
+@pytest.mark.parametrize("norm", BEGINS)
+@pytest.mark.parametrize("budget", [40, 200, 1000])
+def test_turns_share_the_passes_and_end_at_the_nearest(norm, budget):
+    turns = portfolio(norm, budget)
+    assert [turn.begins for turn in turns] == BEGINS[norm]
+    assert sum(turn.passes for turn in turns) == budget
+    for turn in turns:
+        jobs = max(1, turn.attack.option("n_targets", 0))
+        cost = 2 * jobs * turn.attack.option("steps", 0)
+        assert cost <= max(turn.passes, 2 * jobs)
+
+
+def test_a_run_looks_at_no_more_classes_than_there_are():
+    assert portfolio("l2", 1000)[0].attack.option("n_targets", 0) == 5
+    assert portfolio("l2", 1000, n_wrong=1)[0].attack.option("n_targets", 0) == 1
+
+
+def test_l1_takes_longer_steps_from_the_nearest():
+    options = portfolio("l1", 200)[-1].attack.options()
+    assert {name: options[name] for name in PACE_L1} == PACE_L1
+    assert portfolio("l2", 200)[-1].attack.options()["step_size"] < PACE_L1["step_size"]
