@@ -237,6 +237,39 @@ def result(name: str, columns: dict[str, str]) -> str:
     return f"{table(columns, rows)}\n\n{note}"
 
 
+def strength() -> str:
+    """Ours beside the reference AutoAttack, a row per network, and what each broke alone."""
+    content = json.loads((RESULTS / "strength.json").read_text(encoding="utf-8"))
+    networks: dict[str, dict[str, Any]] = {}
+    for row in content["rows"]:
+        networks.setdefault(row["model"], {})[row["tool"]] = row
+    rows = [
+        [name + " ✓" * (runs["standard"]["used_for"] == "checking")]
+        + [_found(runs[tool]) for tool in ("quick", "standard", "reference")]
+        for name, runs in networks.items()
+    ]
+    ours = [runs["standard"] for runs in networks.values()]
+    shared, alone, missed = (
+        sum(number(run) for run in ours)
+        for number in (
+            lambda run: run["n_shared"],
+            lambda run: len(run["only_this_broke"]),
+            lambda run: len(run["only_reference_broke"]),
+        )
+    )
+    header = ("network", "`quick`", "`standard`", "AutoAttack's code")
+    return (
+        f"{table(header, rows)}\n\nOn the {shared:,} images that both saw, `standard` broke "
+        f"{alone} that AutoAttack did not, and missed {missed} that it broke."
+    )
+
+
+def _found(run: dict[str, Any]) -> str:
+    passes = run.get("search_passes_per_sample", run["passes_per_sample"])
+    cost = f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}"
+    return f"{run['robust_accuracy']:.3f} in {cost} ({run['n']:,})"
+
+
 def chart(name: str) -> str:
     """The chart of a result, where it was drawn."""
     file = IMAGES / f"{name}.svg"
@@ -366,6 +399,7 @@ def all_tables() -> dict[str, str]:
         engine_modules,
         verifier_modules,
         cascade_tables,
+        strength,
         commands,
     ]
     tables = {maker.__name__: maker() for maker in makers}
