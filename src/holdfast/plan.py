@@ -179,6 +179,11 @@ class Plan(BaseModel):
         return value
 
     @property
+    def acts_on_doubts(self) -> bool:
+        """Whether what the checks doubt is acted on within the run."""
+        return self.trust in ("act", "reroute")
+
+    @property
     def goal(self) -> Goal:
         """What the attacker wants."""
         return Goal(self.target)

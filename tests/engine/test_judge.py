@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import holdfast
-from holdfast.engine.judge import judge
+from holdfast.engine.judge import N_DRAWS, judge
 from holdfast.model import Model
 
 
@@ -52,3 +52,39 @@ def test_a_known_answer_saves_a_pass_and_decides_nothing_alone():
     refused, none = judged_once(fooled, -wrong_answer)
     assert not refused.accepted.any()
     assert none == 0
+
+
+def test_a_known_answer_is_not_that_to_the_rounded_input():
+    model = Model(lambda x: torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1), head="logits")
+    x, y, goal = torch.tensor([[0.55, 0.5]]), torch.tensor([0]), torch.tensor([-1])
+    points = torch.tensor([[0.4999, 0.5]])  # to 8 bits: 0.498
+    allowed = holdfast.parse_threat("linf:0.1").bind(x, model.domain)
+    with model.session():
+        model.recognise(x)
+        found = judge(model, points, allowed, y, goal, quantise=True, known=torch.zeros(1, 2))
+    assert found.accepted.all()
+    assert found.forward.tolist() == [2]
+    assert found.logits[0, 1] > found.logits[0, 0]
+
+
+def test_a_random_model_is_asked_afresh_whatever_is_known():
+    model = Model(lambda x: torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1), head="logits")
+    x, y, goal = torch.tensor([[0.55, 0.5]]), torch.tensor([0]), torch.tensor([-1])
+    allowed = holdfast.parse_threat("linf:0.1").bind(x, model.domain)
+    with model.session():
+        model.recognise(x)
+        model.draws = 2
+        points, lie = torch.tensor([[0.58, 0.5]]), torch.tensor([[-1.0, 1.0]])
+        found = judge(model, points, allowed, y, goal, known=lie)
+    assert not found.accepted.any()
+    assert found.forward.tolist() == [N_DRAWS]
+
+
+def test_nothing_is_paid_for_what_is_not_allowed():
+    model = Model(lambda x: torch.stack([x[:, 0] - 0.5, 0.5 - x[:, 0]], 1), head="logits")
+    x, y, goal = torch.tensor([[0.55, 0.5]] * 2), torch.tensor([0, 0]), torch.tensor([-1, -1])
+    allowed = holdfast.parse_threat("linf:0.1").bind(x, model.domain)
+    with model.session():
+        model.recognise(x)
+        found = judge(model, torch.tensor([[0.3, 0.5], [0.46, 0.5]]), allowed, y, goal)
+    assert found.forward.tolist() == [0, 2]

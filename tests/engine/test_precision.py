@@ -9,7 +9,7 @@ from torch import nn
 
 import holdfast
 from holdfast.data import ArrayData
-from holdfast.engine import journal
+from holdfast.engine import journal, slots
 from holdfast.errors import HoldfastError
 from holdfast.model import Model
 from holdfast.record import Attempt, Header, Outcome
@@ -109,3 +109,19 @@ def test_answers_outside_a_search_stay_in_float32(toy):
         model.search([holdfast.attacks.base.Query(data.x)])
         assert torch.equal(model.logits(data.x), before)
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize(("precision", "is_known"), [("float32", True), ("bf16", False)])
+def test_only_answers_in_float32_are_known_to_the_judge(
+    toy, tmp_path, monkeypatch, precision, is_known
+):
+    net, data = toy
+    seen, judged = [], slots.judge
+
+    def watched(*args):
+        seen.append(args[-1] is not None)
+        return judged(*args)
+
+    monkeypatch.setattr(slots, "judge", watched)
+    finish(plan(threats=(EPS,), precision=precision, verify="off"), net, data, tmp_path)
+    assert set(seen) == {is_known}

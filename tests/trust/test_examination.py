@@ -9,7 +9,7 @@ from driving_trust import EPS, Quantised, digits_net, plan, result
 
 from holdfast import registry
 from holdfast.data import ArrayData
-from holdfast.engine import journal
+from holdfast.engine import journal, slots
 from holdfast.engine.run import run
 from holdfast.model import Model
 from holdfast.record import Attempt, Examined
@@ -118,3 +118,15 @@ def test_every_check_has_a_card():
         assert check.__module__ == f"holdfast.trust.{name}"
         assert check.card.title
         assert check.card.paper
+
+
+def test_answers_along_another_route_are_not_known_to_the_judge(net, tmp_path, monkeypatch):
+    seen, judged = [], slots.judge
+
+    def watched(model, points, *rest):
+        seen.append(rest[-1] is not None)
+        return judged(model, points, *rest)
+
+    monkeypatch.setattr(slots, "judge", watched)
+    list(run(plan(), Model(Quantised(net[0])), net[1], tmp_path))
+    assert False in seen

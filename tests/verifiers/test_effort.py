@@ -9,6 +9,7 @@ from holdfast.verifiers.domains import Anchor, Domain
 from holdfast.verifiers.effort import favour, gain, share_bounds
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
+from holdfast.verifiers.tightening import cost
 
 
 def test_gain_is_what_was_made_good_of_the_worst_bound():
@@ -52,3 +53,26 @@ def test_bounds_of_the_whole_box_are_shared_with_its_parts():
         assert bool((box.upper <= torch.minimum(a.upper, b.upper) + 1e-9).all())
         assert bool((box.lower <= seen.amin(0)).all())
         assert bool((box.upper >= seen.amax(0)).all())
+
+
+def test_new_bounds_cost_what_they_pass_through():
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2))
+    for layer in net[::2]:
+        nn.init.zeros_(layer.bias)
+    graph = capture(net, torch.zeros(1, 3), fold=False).to(torch.float64)
+    region = BoxRegion(-torch.ones(1, 3).double(), torch.ones(1, 3).double())
+    state = propagate(graph, region, "interval")
+    loose = [int((state.boxes[i].lower < 0).sum()) for i in (1, 3)]
+    assert loose == [8, 5]  # a box around zero: every neuron may be of either sign
+    before = [sum(n.size for n in graph.nodes[: i + 1] if n.index % 2 == 0) for i in (1, 3)]
+    weights = [8 * 3, 8 * 3 + 5 * 8]
+    rows = zip(loose, before, weights, strict=True)
+    assert cost(graph, state) == sum(2 * n * (own + through) for n, own, through in rows)
+
+
+def test_a_net_whose_neurons_are_all_decided_costs_nothing():
+    net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+    nn.init.constant_(net[0].bias, 100.0)
+    graph = capture(net, torch.zeros(1, 3), fold=False).to(torch.float64)
+    region = BoxRegion(-torch.ones(1, 3).double(), torch.ones(1, 3).double())
+    assert cost(graph, propagate(graph, region, "interval")) == 0

@@ -51,8 +51,7 @@ def attack(
     """
     early, late = _parts(steps)
     done: list[Step] = []
-    acts = context.plan.trust in ("act", "reroute")
-    if early and acts and not context.model.has_gradients:
+    if early and context.plan.acts_on_doubts and not context.model.has_gradients:
         early += yield from _look(context, threat, early, EARLY)
         early, late = (_rerouted(context, threat, part) for part in (early, late))
     for number, part in ((EARLY, early), (LATE, late)):
@@ -179,7 +178,7 @@ def _suspicion(name: str, doubt: Doubt) -> Suspicion:
 
 def _picked(context: Context, probe: Probe, found: Sequence[tuple[str, Doubt]]) -> list[Candidate]:
     """The routes that help against what was found."""
-    if not found or not len(probe) or context.plan.trust not in ("act", "reroute"):
+    if not found or not len(probe) or not context.plan.acts_on_doubts:
         return []
     found = [(name, _with_surrogate(context, probe, doubt)) for name, doubt in found]
     directory = str(context.journal.directory)
