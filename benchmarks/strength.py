@@ -115,6 +115,7 @@ def _source(tool: str) -> str:
     folder = ROOT / "src" / "holdfast"
     names = ("apgd", "fab", "fgsm", "malt", "square", "square_pgd", "_losses")
     files = [folder / "cascades" / f"{tool}.toml", *(folder / "attacks" / f"{n}.py" for n in names)]
+    files += sorted((folder / "attacks" / "_square").glob("*.py"))
     return hashlib.blake2b(b"".join(f.read_bytes() for f in files), digest_size=8).hexdigest()
 
 

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from holdfast.attacks._losses import goal_margin
+from holdfast.attacks._square.patterns import L1_PATTERN, eta_pattern
+from holdfast.attacks._square.windows import HALVINGS, layout, window_sides
 from holdfast.attacks.base import Answer, Problem
-from holdfast.attacks.square import HALVINGS, Square, eta_pattern, layout, window_sides
+from holdfast.attacks.square import Square
 from holdfast.engine.random import Rng
 from holdfast.errors import PlanError
 from holdfast.perturbations.ball import Ball
@@ -18,7 +20,7 @@ from holdfast.rows import join, put, take
 from holdfast.threat import Domain
 
 SHAPES = [(3, 8, 8), (1, 6, 11), (2, 12, 5), (7, 9), (30,), (1,), (2, 40), (2, 4, 5, 6), (1, 1, 9)]
-EPS = {"linf": 0.1, "l2": 0.7}
+EPS = {"linf": 0.1, "l2": 0.7, "l1": 1.5}
 
 
 def linear(shape, k=4, seed=0):
@@ -54,7 +56,7 @@ def trace(attack, model, problem):
     return state, found
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_any_shape_stays_inside_and_climbs(norm, shape):
     model = linear(shape)
@@ -73,7 +75,7 @@ def test_any_shape_stays_inside_and_climbs(norm, shape):
     assert torch.equal(goal_margin(logits, problem.y, problem.target), state.best_margin)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("domain", [Domain(-1, 1), Domain(0, 255), Domain(2, 3)])
 def test_any_domain(norm, domain):
     model = linear((1, 6, 6))
@@ -120,7 +122,7 @@ def test_linf_steps_change_one_square_window_to_the_corners():
     assert len(corners) == 9 * 14  # windows come everywhere, the last row and column too
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_rows_are_their_own(norm):
     """Rows taken out, put back, joined, beside rows at other steps: the same bits."""
     shape = (2, 7, 9)
@@ -207,7 +209,65 @@ def test_l2_uses_the_whole_radius_where_the_box_leaves_room():
         torch.testing.assert_close(distance, problem.allowed.radius.double(), rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_l1_bumps_fall_off_with_the_fourth_power_and_have_mass_one():
+    upper = np.array([[1 / 16, 17 / 16, 1 / 16]])
+    lower = np.array([[1 / 16, 1 / 16, 1 / 16], [1 / 16, 17 / 16, 1 / 16]])
+    parts = [upper / upper.sum() / 2, -lower / lower.sum() / 2]
+    np.testing.assert_allclose(eta_pattern((3, 3), 0, L1_PATTERN), np.concatenate(parts))
+
+
+def in_the_open(shape, eps, n=8):
+    """A problem in l1 whose box is so wide that only the ball matters."""
+    problem = pose(linear(shape), shape, "l1", n=n)
+    x = torch.full_like(problem.x, 0.5)
+    return replace(problem, x=x, allowed=Ball("l1", eps).bind(x, Domain(-50, 50)))
+
+
+def test_l1_moves_carry_the_mass_of_two_windows_and_touch_nothing_else():
+    """One channel: a window takes over exactly what the other gives away and what is unused."""
+    problem = in_the_open((1, 12, 12), 4.0)
+    attack, model = Square(queries=300), linear((1, 12, 12))
+    state = attack.init(problem)
+    for step in range(40):
+        _, answer = heard(model, state, state.points)
+        state = attack.tell(state, answer)
+        distance = problem.allowed.distance(state.points)
+        torch.testing.assert_close(distance, torch.full_like(distance, 4.0), rtol=1e-5, atol=0)
+        side = window_sides((12, 12), 0.8 / 2 ** sum(step > h for h in HALVINGS), True)[0]
+        for row in ((state.points - state.best).abs() > 1e-6).any(1):
+            assert row.any()  # some 16 of 100 windows at the very least
+            assert row.sum() <= 2 * side**2
+
+
+def test_l1_windows_of_many_channels_make_the_change_sparser():
+    """Each channel gets c times its share, so that the projection undoes small changes."""
+
+    def changed(c, n_steps=60):
+        problem = in_the_open((c, 12, 12), 4.0)
+        attack, model = Square(queries=300), linear((c, 12, 12))
+        state = attack.init(problem)
+        for _ in range(n_steps):
+            state = attack.tell(state, heard(model, state, state.points)[1])
+        assert problem.allowed.contains(state.best).all()
+        distance = problem.allowed.distance(state.best)
+        assert (distance > 3.99).all()
+        return ((state.best - problem.x) != 0).flatten(1).double().mean(1).mean()
+
+    assert changed(3) < 0.25 * changed(1)
+
+
+def test_l1_start_keeps_the_heart_of_every_tile():
+    problem = in_the_open((1, 10, 10), 5.0)
+    delta = (Square().init(problem).points - 0.5)[:, 0]
+    tiles = delta.reshape(-1, 5, 2, 5, 2).abs().amax((2, 4))
+    assert (tiles > 0.05).all()
+    torch.testing.assert_close(delta.abs().sum((1, 2)), torch.full((8,), 5.0))
+    sparser = in_the_open((1, 25, 25), 1.0)
+    kept = ((Square().init(sparser).points - 0.5) != 0).flatten(1).sum(1)
+    assert (kept <= 50).all()  # at most the two hearts of each of the 25 tiles
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_targets_are_reached_not_just_preferred(norm):
     """The best point is that of the target's margin against all classes."""
     shape = (1, 8, 8)

@@ -1,0 +1,1 @@
+"""What Square moves, and how, one file per norm."""
