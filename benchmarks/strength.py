@@ -46,7 +46,8 @@ def ours(cascade: str) -> Tool:
         x_adv = x.clone()
         x_adv[rows] = points.to(x)
         # without the checks of the model, whose cost does not grow with the data
-        return x_adv, {"search": sum(result.forward) + sum(result.backward) + len(x)}
+        clean = sum(report.samples.forward) + sum(report.samples.backward)
+        return x_adv, {"search": sum(result.forward) + sum(result.backward) + clean}
 
     return run
 
@@ -109,13 +110,14 @@ def measure(name: str, tool: str, run: Tool, n: int, size: int = PIECE) -> None:
 
 
 def _source(tool: str) -> str:
-    """For our own tools a hash of the attacks and of the cascade: other code, other figures."""
+    """For our own tools a hash of attacks, cascade and engine: other code, other figures."""
     if tool not in PRESETS:
         return ""
     folder = ROOT / "src" / "holdfast"
     names = ("apgd", "fab", "fgsm", "malt", "square", "square_pgd", "_losses")
     files = [folder / "cascades" / f"{tool}.toml", *(folder / "attacks" / f"{n}.py" for n in names)]
     files += sorted((folder / "attacks" / "_square").glob("*.py"))
+    files += [folder / "engine" / f"{n}.py" for n in ("attacking", "clean", "opening", "slots")]
     return hashlib.blake2b(b"".join(f.read_bytes() for f in files), digest_size=8).hexdigest()
 
 

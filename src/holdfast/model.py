@@ -100,6 +100,7 @@ class Model:
         self.draws = 1
         self.takes_arrays = False
         self.has_gradients = True
+        self.agrees_with_gradients = False  # until a check has seen it
         self.max_rows: int | None = None
         self.passes = Passes()
         self.checked: dict[tuple[int, ...], tuple[Any, ...]] = {}

@@ -150,6 +150,8 @@ class Clean(_Record):
     loss: float
     """Cross-entropy of the label."""
     forward: int
+    backward: int = 0
+    """Passes backward of this measurement that no attack began with."""
 
 
 class Attempt(_Record):

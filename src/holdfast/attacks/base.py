@@ -70,6 +70,8 @@ class Problem:
             None: the same as ``target``, which may be no more than a direction to try.
         start: Points to begin at ``(n, *shape)``, where the attack can begin anywhere in the
             domain; None: at ``x``.
+        opening: Gradients ``(n, *shape)`` of :attr:`Attack.opening` at ``x``, where known already,
+            zero in rows where they are not; None: in no row.
     """
 
     x: Tensor
@@ -80,6 +82,7 @@ class Problem:
     logits: Tensor
     goal: Tensor | None = None
     start: Tensor | None = None
+    opening: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,14 @@ class Attack(ABC):
     def stays_inside(self) -> bool:
         """Whether every point it asks about is allowed; points outside count for nothing."""
         return not self.card.is_minimal
+
+    @property
+    def opening(self) -> Callable[..., Tensor] | None:
+        """The loss ``f(logits, y, target)`` whose gradient at x every job asks for first.
+
+        None where jobs begin otherwise. Whoever has just run the model at x may know it already.
+        """
+        return None
 
     def phase(self, state: Any) -> Tensor | None:
         """What kind of question each row has now ``(n,)`` int64; None: always the same kind.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
@@ -60,6 +61,11 @@ class FGSM(Attack):
     def max_queries(self) -> int:
         """The clean input and the changed one."""
         return 2
+
+    @property
+    def opening(self) -> Callable[..., Tensor] | None:
+        """The loss itself, unless it is that of a target."""
+        return loss_named(self.loss) if self.n_targets == 0 else None
 
     def init(self, problem: Problem) -> FGSMState:
         """Every row at its clean input."""

@@ -181,7 +181,9 @@ class Attacking:
             Job(sample, number, t, r, *self._limits(sample))
             for sample, (t, r) in zip(samples, pairs, strict=True)
         ]
-        slots.add(step.attack, jobs, Problem(x, y, target, allowed, rng, logits), goal, step.route)
+        first = context.opening and context.opening.read(context, self.text, step, samples)
+        problem = Problem(x, y, target, allowed, rng, logits, opening=first)
+        slots.add(step.attack, jobs, problem, goal, step.route)
 
     def _rng(self, samples: list[int], device: torch.device, number: int) -> Rng:
         """By seed, sample, threat and stage; not by the sample's place in the data."""

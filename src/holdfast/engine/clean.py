@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from holdfast.engine.cascade import goals
 from holdfast.engine.judge import answers
@@ -34,7 +35,7 @@ def clean(context: Context) -> Iterator[Event]:
 def _records(context: Context, rows: list[int]) -> list[Clean]:
     x, y = context.fetch(rows)
     before = context.model.passes.forward
-    logits = answers(context.model, x)
+    logits, backward = _measured(context, rows, x, y)
     forward = (context.model.passes.forward - before) // len(rows)
     context.logits_file().write(rows, logits)
     keys = context.seen.keys[rows]
@@ -55,6 +56,7 @@ def _records(context: Context, rows: list[int]) -> list[Clean]:
         log_p.amax(1).exp().tolist(),
         margin.tolist(),
         (-own).tolist(),
+        backward.tolist(),
         strict=True,
     )
     return [
@@ -69,6 +71,17 @@ def _records(context: Context, rows: list[int]) -> list[Clean]:
             margin=gap,
             loss=loss,
             forward=forward,
+            backward=unused,
         )
-        for i, key, label, answer, target, confidence, highest, gap, loss in values
+        for i, key, label, answer, target, confidence, highest, gap, loss, unused in values
     ]
+
+
+def _measured(context: Context, rows: list[int], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits ``(n, k)``, and the gradients that no attack will begin with ``(n,)``."""
+    if context.opening is None:
+        return answers(context.model, x), torch.zeros_like(y)
+    (answer,) = context.model.answer([context.opening.query(x, y)])
+    is_right = answer.logits.argmax(1) == y
+    is_kept = context.opening.write(context, rows, answer.gradients, is_right)
+    return answer.logits, (~is_kept).long()

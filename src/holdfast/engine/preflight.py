@@ -18,6 +18,7 @@ from holdfast.threat import Access
 from holdfast.trust.softened import Softened
 
 N_CHECKED = 16
+N_COMPARED = 8
 EOT_DRAWS = 4  # passes averaged per gradient of a random model (Athalye et al., 2018)
 _BLOCKS = (8, 4, 2, 1)
 _WIDER_BLOCKS = (16, 32)
@@ -54,6 +55,7 @@ def _check(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
         findings += _gradients(model, x)
     if not model.is_random:
         findings += _row_block(model, x, y)
+        findings += _agreement(model, x[:N_COMPARED], y[:N_COMPARED])
     return findings
 
 
@@ -218,6 +220,26 @@ def _row_block(model: Model, x: Tensor, y: Tensor) -> list[Finding]:
             "sizes.",
         )
     ]
+
+
+def _agreement(model: Model, x: Tensor, y: Tensor) -> Iterator[Finding]:
+    """Whether the model answers with gradients as it does without them."""
+    model.agrees_with_gradients = False
+    if model.access is not Access.GRADIENTS or not model.has_gradients:
+        return
+    objective = Objective(cross_entropy, (y, torch.full_like(y, -1)))
+    alone, recorded = (a.logits for a in model.answer([Query(x), Query(x, objective)]))
+    model.agrees_with_gradients = torch.equal(alone, recorded)
+    difference = float((alone - recorded).abs().max())
+    if not difference <= 1e-3 * (1 + float(alone.abs().max())):
+        yield Finding(
+            code="answers_with_gradients_differ",
+            level="warning",
+            text="The model answers differently while gradients are recorded (largest difference "
+            f"of scores {difference:.3g}), so attacks that follow gradients see another model than "
+            "the one that is used. Robust accuracy may be far too high. Give a model whose forward "
+            "does not look at torch.is_grad_enabled().",
+        )
 
 
 def _is_small(model: Model, x: Tensor) -> bool:

@@ -25,6 +25,7 @@ from holdfast.engine.examples import most_easily_broken, write_examples
 from holdfast.engine.identity import check_same_run, header
 from holdfast.engine.journal import Journal, RowFile, adversarial_path
 from holdfast.engine.ledger import Ledger
+from holdfast.engine.opening import Opening, forget, opening
 from holdfast.engine.preflight import N_CHECKED, preflight
 from holdfast.engine.proving import check_sound, prove, prove_where_cheap
 from holdfast.engine.scan import Scan, inside, scan
@@ -56,6 +57,7 @@ class Context:
     began: float
     spoke: float = 0.0
     crew: Crew | None = None
+    opening: Opening | None = None
 
     @property
     def seconds(self) -> float:
@@ -167,6 +169,7 @@ def run(
         journal = Journal(Path(directory))
         try:
             context = Context(plan, model, data, seen, journal, Ledger.fresh(len(data)), began)
+            context.opening = opening(context, known)
             yield from _sitting(context, known, findings, start)
         finally:
             journal.close()
@@ -194,6 +197,8 @@ def _sitting(
             if stopped:
                 break
         outcome = "budget" if stopped else "finished"
+        if not stopped:
+            forget(context)
     except (KeyboardInterrupt, GeneratorExit):
         outcome = "interrupted"
         raise

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast._running import ROUNDING
+from holdfast._running import ROUNDING, loss_of
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.jobs import Ended, Job
@@ -68,6 +68,7 @@ class Slots:
         self.size = size
         self.rules = rules
         self._lanes: dict[tuple[int, int], _Lane] = {}  # by stage and phase
+        self._over: list[Ended] = []  # before their first tick
 
     @property
     def free(self) -> int:
@@ -77,7 +78,7 @@ class Slots:
     @property
     def is_empty(self) -> bool:
         """Whether no job is in flight."""
-        return not self._lanes
+        return not self._lanes and not self._over
 
     def add(
         self,
@@ -93,7 +94,22 @@ class Slots:
         """
         problem = replace(problem, goal=goal)
         tally = fresh(jobs, problem, goal, self.rules.keep_best)
-        self._file(jobs[0].stage, _Lane(attack, attack.init(problem), tally, list(jobs), route))
+        lane = _Lane(attack, attack.init(problem), tally, list(jobs), route)
+        if problem.opening is not None:
+            lane = self._opened(lane, jobs[0].stage, problem, problem.opening)
+        self._file(jobs[0].stage, lane)
+
+    def _opened(self, lane: _Lane, stage: int, problem: Problem, gradients: Tensor) -> _Lane:
+        """Rows whose first gradient is known are told so; the lane of those that have to ask."""
+        is_known = gradients.flatten(1).any(1)
+        rows = is_known.nonzero().squeeze(1)
+        if len(rows) > 0:
+            known = lane.part(rows)
+            query, logits = known.ask(), problem.logits[rows]
+            answer = Answer(logits, loss_of(query.objective, logits), gradients[rows])
+            self._over += self._advance(known, query, answer, (0, query.n_backward))
+            self._file(stage, known)
+        return lane.part((~is_known).nonzero().squeeze(1))
 
     def _file(self, stage: int, lane: _Lane) -> None:
         """Put a lane's rows with those of the same stage and phase."""
@@ -111,9 +127,9 @@ class Slots:
         lanes = list(self._lanes.items())
         queries = [lane.ask() for _, lane in lanes]
         answers = self.model.search(queries)
-        ended: list[Ended] = []
+        ended, self._over = self._over, []
         for (_, lane), query, answer in zip(lanes, queries, answers, strict=True):
-            ended += self._advance(lane, query, answer)
+            ended += self._advance(lane, query, answer, query.passes(self.model.draws))
         self._regroup(lanes)
         return ended
 
@@ -127,8 +143,10 @@ class Slots:
             if moved and lane.jobs:
                 self._file(stage, lane)
 
-    def _advance(self, lane: _Lane, query: Query, answer: Answer) -> list[Ended]:
-        paid = query.passes(self.model.draws)
+    def _advance(
+        self, lane: _Lane, query: Query, answer: Answer, paid: tuple[int, int]
+    ) -> list[Ended]:
+        """Tell the lane an answer that cost ``paid`` passes per row; the jobs that are over."""
         counts = None
         if not lane.attack.stays_inside:
             counts = lane.tally.allowed.contains(query.points)
@@ -138,6 +156,7 @@ class Slots:
         claims = self._claims(lane.tally, answer)
         lane.state = lane.attack.tell(lane.state, answer)
         over = lane.state.finished | (lane.tally.queries >= lane.attack.max_queries)
+        paid = query.passes(self.model.draws)  # at least, for the next one
         spent = has_spent(lane.tally, paid)
         if not bool((claims | over | spent).any()):  # all that a step asks of the device
             return []

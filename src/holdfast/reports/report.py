@@ -141,7 +141,7 @@ class Report(Frozen):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """What each part of the run cost; the parts add up to all passes of all sessions."""
-        parts = [Phase("", "clean", sum(self.samples.forward), 0)]
+        parts = [Phase("", "clean", sum(self.samples.forward), sum(self.samples.backward))]
         for name, result in self.threats.items():
             parts += [Phase(name, s.attack, s.forward, s.backward) for s in result.stages]
             if result.curve_forward:

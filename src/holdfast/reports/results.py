@@ -53,6 +53,7 @@ class Samples(Frozen):
     margin: tuple[float, ...] = ()
     loss: tuple[float, ...] = ()
     forward: tuple[int, ...] = ()
+    backward: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sample)
