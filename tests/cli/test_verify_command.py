@@ -176,7 +176,7 @@ BAD = {
     "unbounded": (layers(), BOX.replace("(assert (<= X_1 1))", "") + Y, "input 1 lies in"),
     "text": (layers(), BOX + Y + "(assert (>= Y_0 1)", "line 4, column 19"),
     "no property": (layers(), None, "cannot read the property file"),
-    "several networks": (layers(), TWO_NETWORKS, "merge the networks into one ONNX file"),
+    "several networks": (layers(), TWO_NETWORKS, "--network f=f.onnx --network g=g.onnx"),
     "shapes": (
         [*layers()[:1], helper.make_node("MatMul", ["z", "w"], ["y"], name="last")],
         BOX + Y,
@@ -203,6 +203,21 @@ def test_what_cannot_be_used_is_explained(cli, home, name):
     assert "Traceback" not in result.stderr
 
 
+def test_several_networks_have_a_file_each(cli, files):
+    (files / "two.vnnlib").write_text(
+        TWO_NETWORKS.replace("C float32", "C Real") + "(assert (> (- B[0] D[0]) 1.5))"
+    )
+    words = "--network", "f=net.onnx", "--network", "g=net.onnx"
+    result = cli("verify", "two.vnnlib", *words)
+    assert (result.exit_code, result.stdout.splitlines()[0]) == (0, "sat"), result.output
+    query = read_vnnlib("two.vnnlib")
+    x, y = parse_counterexample(query, result.stdout)
+    assert holds(query.text, x, y)
+    assert y.tolist() == [np.abs(x[:2]).sum(), np.abs(x[2:]).sum()]
+    (files / "two.vnnlib").write_text(TWO_NETWORKS + "(assert (> (- B[0] D[0]) 2.5))")
+    assert cli("verify", "two.vnnlib", *words).stdout == "unsat\n"
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -213,6 +228,10 @@ def test_what_cannot_be_used_is_explained(cli, home, name):
         (("net.onnx", "sat.vnnlib", "--certificate", "no/p.zip"), "make the folder"),
         (("--instances", "i.csv"), "Give --out"),
         (("net.onnx", "--instances", "i.csv", "--out", "r.csv"), "leave out NETWORK"),
+        (("p.vnnlib", "--network", "f"), "must be NAME=FILE"),
+        (("p.vnnlib", "--network", "f=a", "--network", "f=b"), "f has the file a already"),
+        (("a.onnx", "p.vnnlib", "--network", "f=a"), "the property is the only argument"),
+        (("sat.vnnlib", "--network", "f=net.onnx"), "no network 'f' is declared"),
         (("--instances", "none.csv", "--out", "r.csv"), "cannot read the list of instances"),
     ],
 )

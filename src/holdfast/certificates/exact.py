@@ -23,6 +23,7 @@ Formula = tuple[Any, ...]
 Row = tuple[Terms, Fraction]
 StrictRow = tuple[Terms, Fraction, bool]
 
+_LETTERS = {"declare-input": "x", "declare-hidden": "y", "declare-output": "y"}
 MAX_CLAUSES = 200_000
 
 
@@ -61,7 +62,7 @@ def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
             size[letter] = max(size[letter], int(index) + 1)
         elif head == "declare-network":
             for part in form[2:]:
-                letter = {"declare-input": "x", "declare-output": "y"}.get(part[0])
+                letter = _LETTERS.get(part[0])
                 if letter:
                     shape = tuple(map(int, re.findall(r"\d+", part[3])))
                     names[part[1]] = (letter, size[letter], shape)

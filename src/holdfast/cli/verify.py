@@ -24,6 +24,8 @@ EXAMPLES = """Examples:
 
   holdfast verify net.onnx property.vnnlib --certificate proof.zip
 
+  holdfast verify property.vnnlib --network f=old.onnx --network g=new.onnx
+
   holdfast verify --instances instances.csv --out results.csv --timeout 30
 
 Exit codes: 0 for sat and unsat, 10 for unknown, 11 for timeout, 2 for files that cannot be used;
@@ -43,6 +45,16 @@ PropertyFile = Annotated[
         metavar="PROPERTY",
         help="What a violation is, as VNN-LIB 1.0 or 2.0 (.vnnlib, also gzipped).",
         show_default=False,
+    ),
+]
+NetworkFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--network",
+        metavar="NAME=FILE",
+        help="The file of a network that the property (VNN-LIB 2.0) declares under this name; once "
+        "for each network that is not equal-to another. PROPERTY is then the only argument.",
+        rich_help_panel=_ONE,
     ),
 ]
 Timeout = Annotated[
@@ -96,6 +108,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the answer as JSON, 
 def verify(
     network: NetworkFile = None,
     prop: PropertyFile = None,
+    networks: NetworkFiles = None,
     timeout: Timeout = None,
     certificate: CertificateFile = None,
     instances: InstancesFile = None,
@@ -110,7 +123,10 @@ def verify(
     Prints sat with the input and the outputs that onnxruntime gives for it, unsat, unknown, or
     timeout; standard error says in a sentence what that means.
     """
-    _check_options(network, prop, timeout, certificate, instances, out, counterexamples)
+    files: Path | dict[str, Path] | None = network
+    if networks:
+        files, prop = read_files(networks, network, prop)
+    _check_options(files, prop, timeout, certificate, instances, out, counterexamples)
     options: dict[str, Any] = {"attack": not no_attack, "seed": seed}
     if instances is not None:
         from holdfast.cli.instances import run_list
@@ -118,14 +134,38 @@ def verify(
         assert out is not None
         run_list(instances, out, timeout, counterexamples, as_json, options)
         return
-    assert network is not None
+    assert files is not None
     assert prop is not None
     limit = TIMEOUT_S if timeout is None else timeout
-    _verify_one(network, prop, limit, certificate, as_json, options)
+    _verify_one(files, prop, limit, certificate, as_json, options)
+
+
+def read_files(
+    networks: list[str], first: Path | None, second: Path | None
+) -> tuple[dict[str, Path], Path | None]:
+    """Files by name from ``NAME=FILE``, and the property, which is then the only argument.
+
+    Raises:
+        InputError: another form, a name twice, or a network as argument as well.
+    """
+    files: dict[str, Path] = {}
+    for text in networks:
+        name, sign, file = text.partition("=")
+        if not (name and sign and file):
+            raise InputError(f"--network {text}: must be NAME=FILE, as in --network f=net.onnx.")
+        if name in files:
+            raise InputError(f"--network {text}: {name} has the file {files[name]} already.")
+        files[name] = Path(file)
+    if second is not None:
+        raise InputError(
+            f"{first} {second}: with --network the property is the only argument; give every "
+            "network as --network NAME=FILE."
+        )
+    return files, first
 
 
 def _check_options(
-    network: Path | None,
+    network: Path | dict[str, Path] | None,
     prop: Path | None,
     timeout: float | None,
     certificate: Path | None,
@@ -172,7 +212,7 @@ def _check_packages() -> None:
 
 
 def _verify_one(
-    network: Path,
+    network: Path | dict[str, Path],
     prop: Path,
     timeout_s: float,
     certificate: Path | None,
@@ -183,7 +223,7 @@ def _verify_one(
     from holdfast.properties.instances import decide
 
     if certificate is not None:
-        _check_covered(network)
+        _check_covered(network, prop)
     wanted = certificate is not None
     query, verdict = decide(network, prop, timeout_s, certificate=wanted, **options)
     typer.echo(_as_json(query, verdict) if as_json else _answer(query, verdict))
@@ -196,12 +236,18 @@ def _verify_one(
         raise typer.Exit(code)
 
 
-def _check_covered(network: Path) -> None:
+def _check_covered(network: Path | dict[str, Path], prop: Path) -> None:
     """Tell before the search, not after it, that no proof can be written for a network."""
     from holdfast.certificates.network import read_network
     from holdfast.errors import CertificateError
     from holdfast.graphs.onnx_reader import read_onnx
+    from holdfast.properties import read_vnnlib
 
+    if isinstance(network, dict) or not read_vnnlib(prop).is_plain:
+        raise CertificateError(
+            "Proofs cover one network with one input and one output; this property has others. It "
+            "can be verified without --certificate."
+        )
     read_onnx(network)  # a file that is no network is an error of its own
     try:
         read_network(network)
@@ -212,12 +258,15 @@ def _check_covered(network: Path) -> None:
         ) from error
 
 
-def _write_certificate(verdict: Verdict, network: Path, prop: Path, path: Path) -> None:
+def _write_certificate(
+    verdict: Verdict, network: Path | dict[str, Path], prop: Path, path: Path
+) -> None:
     from holdfast.certificates.emit import write_proof
 
     if verdict.status != "unsat":
         typer.echo(f"No proof is written: the answer is {verdict.status}, not unsat.", err=True)
         return
+    assert isinstance(network, Path)
     write_proof(verdict, network, prop, path)
     typer.echo(f"Proof: {path}. Check it: holdfast check {path} {network} {prop}", err=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,26 +37,67 @@ def read_onnx(source: str | os.PathLike[str] | ModelProto, fold: bool = True) ->
         GraphError: The file is no ONNX model, or has several inputs or outputs, or NaN weights.
         UnsupportedOperatorError: An operator has no bounds here.
     """
-    import onnx
-
-    model = source if isinstance(source, onnx.ModelProto) else _load(os.fspath(source))
-    model = _inlined(model)
-    opset = _opset(model)
+    model = load_model(source)
     constants = _constants(model.graph)
     info = _single_input(model.graph, set(constants))
-    builder = Builder(_sample_shape(info))
-    values: dict[str, Any] = {**constants, info.name: Ref(0, builder.nodes[0].shape)}
+    builder = Builder(sample_shape(info))
+    if len(model.graph.output) != 1:
+        names = [o.name for o in model.graph.output]
+        raise GraphError(f"the network has outputs {names}; a single one is expected")
+    wanted = [model.graph.output[0].name]
+    (output,) = read_into(builder, model, {info.name: Ref(0, builder.nodes[0].shape)}, wanted)
+    return simplify(builder.graph(output), rounding=fold)
+
+
+def load_model(source: str | os.PathLike[str] | ModelProto) -> ModelProto:
+    """The model of a file, or the model itself.
+
+    Raises:
+        GraphError: The file is no ONNX model.
+    """
+    import onnx
+
+    return source if isinstance(source, onnx.ModelProto) else _load(os.fspath(source))
+
+
+def read_into(
+    builder: Builder, model: ModelProto, inputs: Mapping[str, Ref], wanted: Sequence[str]
+) -> list[Ref]:
+    """Appends a network to a graph under construction.
+
+    Args:
+        builder: The graph.
+        model: The network.
+        inputs: What its inputs are, by name.
+        wanted: Names of the values to return: outputs, or values inside.
+
+    Returns:
+        One node for each wanted value.
+
+    Raises:
+        GraphError: A weight is not finite, or a wanted value does not exist or is constant.
+        UnsupportedOperatorError: An operator has no bounds here.
+    """
+    model = _inlined(model)
+    opset = _opset(model)
+    values: dict[str, Any] = {**_constants(model.graph), **inputs}
     for position, node in enumerate(model.graph.node):
         place = node.name or f"{node.op_type}_{position}"
         with readable(node.op_type, place, "does onnx.checker.check_model accept the file?"):
             _read_node(node, place, values, builder, opset)
-    if len(model.graph.output) != 1:
-        names = [o.name for o in model.graph.output]
-        raise GraphError(f"the network has outputs {names}; a single one is expected")
-    output = values.get(model.graph.output[0].name)
-    if not isinstance(output, Ref):
-        raise GraphError("the output does not depend on the input")
-    return simplify(builder.graph(output), rounding=fold)
+    return [_value(values, name, model) for name in wanted]
+
+
+def _value(values: Mapping[str, Any], name: str, model: ModelProto) -> Ref:
+    if name not in values:
+        names = [output for node in model.graph.node for output in node.output]
+        near = difflib.get_close_matches(name, names, 3) or names[-3:]
+        raise GraphError(
+            f"the network has no value {name!r}; there are {len(names)}, such as {near}"
+        )
+    if not isinstance(values[name], Ref):
+        raise GraphError(f"the value {name!r} of the network does not depend on the input")
+    return values[name]
 
 
 def _constants(graph: GraphProto) -> dict[str, Tensor]:
@@ -108,8 +151,14 @@ def _load(path: str) -> ModelProto:
         raise GraphError(f"{path}: not a readable ONNX model ({error})") from error
 
 
+def free_inputs(graph: GraphProto, constants: set[str] | None = None) -> list[ValueInfoProto]:
+    """The inputs that no initialiser gives a value to."""
+    known = {t.name for t in graph.initializer} if constants is None else constants
+    return [i for i in graph.input if i.name not in known]
+
+
 def _single_input(graph: GraphProto, constants: set[str]) -> ValueInfoProto:
-    inputs = [i for i in graph.input if i.name not in constants]
+    inputs = free_inputs(graph, constants)
     if len(inputs) != 1:
         raise GraphError(
             f"the network has inputs {[i.name for i in inputs]}; a single one is expected"
@@ -117,10 +166,22 @@ def _single_input(graph: GraphProto, constants: set[str]) -> ValueInfoProto:
     return inputs[0]
 
 
-def _sample_shape(info: ValueInfoProto) -> tuple[int, ...]:
+def sample_shape(info: ValueInfoProto, declared: Sequence[int] = ()) -> tuple[int, ...]:
+    """Shape of one sample of an input.
+
+    Args:
+        info: The input.
+        declared: Shape with the batch axis that open axes take theirs from.
+
+    Raises:
+        GraphError: An axis beside the batch stays open.
+    """
     dims = [d.dim_value if d.HasField("dim_value") else -1 for d in info.type.tensor_type.shape.dim]
     # Files write the batch axis as 1, 0 or a name; a lone fixed axis is a sample without batch.
     sample = dims if len(dims) == 1 and dims[0] > 1 else dims[1:]
+    if len(declared) == len(dims):
+        given = declared[len(dims) - len(sample) :]
+        sample = [d if d > 0 else g for d, g in zip(sample, given, strict=True)]
     if any(d < 1 for d in sample):
         raise GraphError(f"input {info.name!r} has shape {dims}; only the batch axis may be open")
     return tuple(sample)

@@ -65,7 +65,7 @@ def parse_counterexample(query: Query, text: str) -> tuple[Vector, Vector]:
 def _tensors(networks: tuple[Network, ...]) -> Iterator[tuple[Tensor, bool]]:
     for network in networks:
         yield from ((tensor, True) for tensor in network.inputs)
-        yield from ((tensor, False) for tensor in network.outputs)
+        yield from ((tensor, False) for tensor in (*network.hidden, *network.outputs))
 
 
 def _pairs(text: str) -> Iterator[tuple[bool, int, float]]:
@@ -76,7 +76,8 @@ def _pairs(text: str) -> Iterator[tuple[bool, int, float]]:
 def _blocks(query: Query, text: str) -> Iterator[tuple[bool, int, float]]:
     known = {tensor.name: (tensor, is_input) for tensor, is_input in _tensors(query.networks)}
     current, is_input, position = None, True, 0
-    for line in filter(None, map(str.strip, text.splitlines())):
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
+    for line in lines[lines[:1] == ["sat"] :]:
         name = line.split()[0]
         if name in known:
             (current, is_input), position = known[name], 0

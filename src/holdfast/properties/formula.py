@@ -105,6 +105,22 @@ class Assembler:
     base: tuple[FloatArray, FloatArray]
     is_exact: bool = True
 
+    @classmethod
+    def unbounded(cls, n_inputs: int, n_outputs: int) -> Assembler:
+        """Without limits of inputs."""
+        free = np.full(n_inputs, -math.inf), np.full(n_inputs, math.inf)
+        return cls(n_inputs, n_outputs, free)
+
+    def clauses(
+        self, common: Sequence[Atom], conjunctions: Sequence[Sequence[Atom]]
+    ) -> list[Clause | None]:
+        """A clause for each conjunction within the box of the common atoms, or None."""
+        base = self.clause(common)
+        if base is None:
+            return [None] * len(conjunctions)
+        self.base = base.lower, base.upper
+        return [self.clause(atoms) for atoms in conjunctions]
+
     def clause(self, atoms: Sequence[Atom]) -> Clause | None:
         """The clause of these atoms within the base box, or None when it contradicts itself."""
         bounds, rows = self.separate(atoms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import time
@@ -14,6 +15,7 @@ from typing import Any
 from holdfast.certificates.exact import holds
 from holdfast.properties.counterexample import format_counterexample
 from holdfast.properties.errors import PropertyError
+from holdfast.properties.networks import Files, Joined, assign
 from holdfast.properties.record import Query
 from holdfast.properties.vnnlib import read_vnnlib
 from holdfast.verifiers.problem import Verdict
@@ -23,11 +25,30 @@ FIELDS = ("onnx", "vnnlib", "timeout_s", "result", "seconds", "cpu_seconds", "do
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """A network, a property and a time limit; the names are relative to the list's folder."""
+    """A network, a property and a time limit; the names are relative to the list's folder.
+
+    Several networks stand as ``[('f', 'a.onnx'), ('g', 'b.onnx')]``, as in the competition.
+    """
 
     onnx: str
     vnnlib: str
     timeout_s: float
+
+    def files(self, folder: Path) -> Files:
+        """The file, or the files by the declared names.
+
+        Raises:
+            PropertyError: a list of networks in another form.
+        """
+        if not self.onnx.startswith("["):
+            return folder / self.onnx
+        try:
+            return {str(name): folder / file for name, file in ast.literal_eval(self.onnx)}
+        except (SyntaxError, TypeError, ValueError) as error:
+            raise PropertyError(
+                f"{self.onnx!r} is not a list of networks such as "
+                "[('f', 'a.onnx'), ('g', 'b.onnx')]"
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,25 +144,36 @@ def run_instances(
 
 
 def decide(
-    network: str | Path, prop: str | Path, timeout_s: float, **options: Any
+    networks: Files, prop: str | Path, timeout_s: float, **options: Any
 ) -> tuple[Query, Verdict]:
-    """Decide one property of one network; a counterexample is judged by the text, exactly.
+    """Decide one property of one or several networks; a counterexample is judged by the text.
+
+    Args:
+        networks: the file, or a file for each declared network by its name.
+        prop: the property.
+        timeout_s: seconds until the answer is ``timeout``.
+        **options: of `holdfast.verifiers.verify.verify`.
 
     Raises:
-        PropertyError: the property cannot be read or does not fit the network.
+        PropertyError: the property cannot be read or does not fit the networks.
     """
     from holdfast.graphs.onnx_reader import read_onnx
     from holdfast.verifiers.verify import verify
 
     began = time.monotonic()
     query = read_vnnlib(prop)
-    query.check_single()
     query.check_bounded()
-    if not query.prop.clauses:  # no clause is left whose sizes the verifier could compare
-        graph = read_onnx(network)
+    files = assign(query, networks)
+    target: Any = next(iter(files.values()))
+    wanted = query.prop
+    if not query.is_plain:
+        joined = Joined.of(query, files)
+        target, wanted, options = joined.graph, joined.prop, {**options, "confirm": joined.confirm}
+    elif not wanted.clauses:  # no clause is left whose sizes the verifier could compare
+        graph = read_onnx(target)
         query.check_counts(graph.nodes[0].size, graph.nodes[-1].size)
     left = max(0.0, timeout_s - (time.monotonic() - began))
-    verdict = verify(network, query.prop, timeout_s=left, **options)
+    verdict = verify(target, wanted, timeout_s=left, **options)
     found = verdict.counterexample
     if found is not None and not found.rounded and not holds(query.text, found.x, found.y):
         reason = "a counterexample satisfies the rounded property but not its exact text"
@@ -157,7 +189,8 @@ def _run(
     """The outcome and, for ``sat``, the assignment."""
     wall, cpu, answer = time.perf_counter(), time.process_time(), ""
     try:
-        query, verdict = decide(folder / instance.onnx, folder / instance.vnnlib, limit, **options)
+        files = instance.files(folder)
+        query, verdict = decide(files, folder / instance.vnnlib, limit, **options)
         result, domains, reason = verdict.status, verdict.domains, verdict.reason
         if verdict.counterexample is not None:
             found = verdict.counterexample

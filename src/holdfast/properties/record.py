@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from holdfast.properties.coupling import Coupling
 from holdfast.properties.errors import PropertyError
 from holdfast.verifiers.problem import Property
 
@@ -28,13 +30,41 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Relation:
+    """What a network says of an earlier one: the same file, or the same structure."""
+
+    kind: Literal["equal-to", "isomorphic-to"]
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
-    """A declared network; ``same_as`` names an earlier one of the same weights (or interface)."""
+    """A declared network; ``hidden`` are values inside, named by the file."""
 
     name: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    same_as: str | None = None
+    relation: Relation | None = None
+    hidden: tuple[Tensor, ...] = ()
+
+    @property
+    def same_as(self) -> str | None:
+        """The earlier network whose file this one is, if any."""
+        return self.relation.to if self.relation and self.relation.kind == "equal-to" else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Coupled:
+    """A property of several networks over fewer inputs: those that the others follow from.
+
+    Attributes:
+        coupling: how.
+        prop: clauses over the free inputs, one for each clause of the query. Together with the
+            coupling each describes the clause's set, or a larger one.
+    """
+
+    coupling: Coupling
+    prop: Property
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +84,7 @@ class Query:
         n_contradictory: how many clauses were left out since nothing can satisfy them.
         is_exact: False when a coefficient of a row had to be rounded to float64.
         text: the source.
+        coupled: the same over fewer inputs, where inputs of several networks hang together.
     """
 
     prop: Property
@@ -64,6 +95,19 @@ class Query:
     n_contradictory: int
     is_exact: bool
     text: str
+    coupled: Coupled | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one network with one input and one output, and nothing inside it."""
+        inputs, outputs = (
+            sum(len(values) for values in group)
+            for group in (
+                [network.inputs for network in self.networks],
+                [(*network.hidden, *network.outputs) for network in self.networks],
+            )
+        )
+        return (len(self.networks), inputs, outputs) == (1, 1, 1)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -93,31 +137,29 @@ class Query:
                     "check that the two files belong together"
                 )
 
-    def check_single(self) -> None:
-        """Refuse a property of several networks, inputs or outputs, where one is asked for.
-
-        Raises:
-            PropertyError: more than one network, input or output is declared.
-        """
-        inputs = sum(len(network.inputs) for network in self.networks)
-        outputs = sum(len(network.outputs) for network in self.networks)
-        if (len(self.networks), inputs, outputs) != (1, 1, 1):
-            raise PropertyError(
-                f"the property declares {len(self.networks)} networks with {inputs} inputs and "
-                f"{outputs} outputs; one network with one input and one output can be decided: "
-                "merge the networks into one ONNX file and declare that"
-            )
-
     def check_bounded(self) -> None:
         """Refuse inputs without bounds, which cannot be searched.
 
         Raises:
             PropertyError: an input lacks a finite lower or upper bound.
         """
-        for number, clause in enumerate(self.prop.clauses):
+        prop = self.prop if self.coupled is None else self.coupled.prop
+        for number, clause in enumerate(prop.clauses):
             free = np.flatnonzero(~(np.isfinite(clause.lower) & np.isfinite(clause.upper)))
             if len(free):
                 raise PropertyError(
-                    f"input {free[0]} lies in [{clause.lower[free[0]]}, {clause.upper[free[0]]}] "
-                    f"in clause {number}: assert a finite lower and upper bound for every input"
+                    f"input {self.input_name(int(free[0]))} lies in [{clause.lower[free[0]]}, "
+                    f"{clause.upper[free[0]]}] in clause {number}: assert a finite lower and "
+                    "upper bound for every input"
                 )
+
+    def input_name(self, index: int) -> str:
+        """How the text calls an element of the inputs, or of the free inputs where there are."""
+        if self.coupled is not None:
+            index = int(np.flatnonzero(self.coupled.coupling.base == index)[0])
+        if self.version == "1.0":
+            return str(index)
+        tensors = [tensor for network in self.networks for tensor in network.inputs]
+        tensor = next(t for t in tensors if t.offset <= index < t.offset + t.size)
+        place = np.unravel_index(index - tensor.offset, tensor.shape) if tensor.shape else ()
+        return f"{tensor.name}[{','.join(map(str, place))}]" if tensor.shape else tensor.name

@@ -7,19 +7,20 @@ inputs and outputs. Both may nest ``and`` and ``or`` over linear comparisons of 
 
 from __future__ import annotations
 
-import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
+from holdfast.properties.coupling import Coupling, couple
+from holdfast.properties.declarations import Declarations
 from holdfast.properties.errors import PropertyError
 from holdfast.properties.formula import (
     And,
     Assembler,
+    Atom,
     Bound,
     Formula,
     Or,
@@ -28,18 +29,16 @@ from holdfast.properties.formula import (
     n_clauses,
     outward,
 )
-from holdfast.properties.record import Network, Query, Tensor
+from holdfast.properties.record import Coupled, Network, Query, Tensor
 from holdfast.properties.tokens import Tokens, read_text
-from holdfast.verifiers.problem import Property
+from holdfast.verifiers.problem import Clause, Property
 
 MAX_CLAUSES = 200_000
 NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?$")
 SCALAR = re.compile(r"([XY])_(\d+)$")
 ELEMENT = re.compile(r"([A-Za-z]\w*)\[([\d,\s]*)\]$")
-NAME = re.compile(r"[A-Za-z]\w*$")
 NAMED = re.compile(r"[A-Za-z]")
 COMPARISONS = {"<=", ">=", "<", ">", "=", "==", "!="}
-FLOAT_TYPES = {"real", "float16", "float32", "float64", "bfloat16", "float", "double", "half"}
 
 Linear = tuple[dict[int, Fraction], Fraction]
 
@@ -68,46 +67,54 @@ class _Parser:
     tokens: Tokens
     version: str = "1.0"
     variables: dict[str, int] = field(default_factory=dict)
-    tensors: dict[str, tuple[Tensor, bool]] = field(default_factory=dict)
-    networks: list[Network] = field(default_factory=list)
     bounds: list[Bound] = field(default_factory=list)
     formulas: list[Formula] = field(default_factory=list)
+    declared: Declarations = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Nothing is declared yet."""
+        self.declared = Declarations(self.tokens)
 
     def query(self) -> Query:
         """The whole text."""
         while self.tokens.peek():
             self.command()
         self.check_declared()
-        n_inputs, n_outputs = self.counts()
+        n_inputs, n_outputs = (self.declared.used[is_input] for is_input in (True, False))
         formula = And(tuple(self.formulas))
         if (size := n_clauses(formula)) > MAX_CLAUSES:
             raise PropertyError(
                 f"the assertions multiply out to {size} clauses, at most {MAX_CLAUSES} are "
                 "supported: split the property into several files"
             )
-        free = np.full(n_inputs, -math.inf), np.full(n_inputs, math.inf)
-        assembler = Assembler(n_inputs, n_outputs, free)
-        base = assembler.clause(self.bounds)
-        found = []
-        if base is not None:
-            assembler.base = base.lower, base.upper
-            found = [assembler.clause(atoms) for atoms in clauses(formula)]
-        kept = tuple(clause for clause in found if clause is not None)
+        conjunctions = clauses(formula)
+        assembler = Assembler.unbounded(n_inputs, n_outputs)
+        found = assembler.clauses(self.bounds, conjunctions)
+        coupling = self.coupling(n_inputs)
+        freed = found
+        if coupling is not None:
+            freed = _over_free(coupling, self.bounds, conjunctions, n_outputs)
+        kept = [pair for pair in zip(found, freed, strict=True) if None not in pair]
+        prop, over_free = (Property(tuple(c for c in side if c)) for side in _columns(kept))
         return Query(
-            Property(kept),
+            prop,
             n_inputs,
             n_outputs,
-            tuple(self.networks),
+            tuple(self.declared.networks),
             self.version,
-            max(len(found), size) - len(kept),
+            len(found) - len(kept),
             assembler.is_exact,
             self.tokens.text,
+            None if coupling is None else Coupled(coupling, over_free),
         )
 
-    def counts(self) -> tuple[int, int]:
-        """Lengths of the flat input and output vectors."""
-        inputs = sum(t.size for net in self.networks for t in net.inputs)
-        return inputs, sum(t.size for net in self.networks for t in net.outputs)
+    def coupling(self, n_inputs: int) -> Coupling | None:
+        """How inputs of several networks hang together in all clauses, if they do."""
+        if len(self.declared.networks) < 2:
+            return None
+        rows = [formula for formula in self.formulas if isinstance(formula, Row)]
+        coupling = couple(rows, self.bounds, n_inputs)
+        return None if coupling.is_trivial else coupling
 
     def check_declared(self) -> None:
         """Inputs and outputs must exist and, in version 1.0, be numbered without gaps."""
@@ -126,10 +133,11 @@ class _Parser:
                     )
             n_inputs = sum(v >= 0 for v in self.variables.values())
             n_outputs = len(self.variables) - n_inputs
-            self.networks = [
+            self.declared.networks = [
                 Network("", (Tensor("X", (n_inputs,), 0),), (Tensor("Y", (n_outputs,), 0),))
             ]
-        elif not self.networks:
+            self.declared.used = {True: n_inputs, False: n_outputs}
+        elif not self.declared.networks:
             raise PropertyError("no network is declared: add (declare-network ...)")
 
     def command(self) -> None:
@@ -151,7 +159,8 @@ class _Parser:
             case "vnnlib-version":
                 self.set_version()
             case "declare-network":
-                self.network()
+                self.version = "2.0"
+                self.declared.network()
             case "set-logic" | "set-info" | "set-option" | "check-sat" | "get-model" | "exit":
                 while tokens.peek() not in {")", ""}:
                     tokens.next()
@@ -188,75 +197,6 @@ class _Parser:
         tokens.at = type_at or tokens.at
         if (kind := tokens.next()) != "Real":
             tokens.fail(f"type {kind!r} of {name} is not supported, only Real", tokens.at - 1)
-
-    def network(self) -> None:
-        """A declaration of version 2.0 with its inputs and outputs."""
-        tokens, inputs, outputs, same_as = self.tokens, [], [], None
-        self.version = "2.0"
-        name = self.new_name({n.name for n in self.networks})
-        while tokens.peek() == "(":
-            tokens.next()
-            match tokens.next():
-                case "declare-input":
-                    inputs.append(self.tensor(inputs, is_input=True))
-                case "declare-output":
-                    outputs.append(self.tensor(outputs, is_input=False))
-                case "equal-to" | "isomorphic-to" as relation:
-                    same_as = self.earlier_network(relation)
-                case "declare-hidden":
-                    tokens.fail(
-                        "hidden nodes are not supported: make the node an output of the "
-                        "network and declare that",
-                        tokens.at - 1,
-                    )
-                case other:
-                    tokens.fail(
-                        f"{other!r} is not allowed in declare-network; allowed: "
-                        "declare-input, declare-output, equal-to",
-                        tokens.at - 1,
-                    )
-            tokens.expect(")")
-        if not inputs or not outputs:
-            tokens.fail(f"network {name} needs at least one input and one output")
-        self.networks.append(Network(name, tuple(inputs), tuple(outputs), same_as))
-
-    def earlier_network(self, relation: str) -> str | None:
-        """Name after ``equal-to``; an isomorphic network has weights of its own: None."""
-        name = self.tokens.next()
-        if name not in {net.name for net in self.networks}:
-            self.tokens.fail(f"network {name!r} is not declared before", self.tokens.at - 1)
-        return name if relation == "equal-to" else None
-
-    def new_name(self, taken: set[str]) -> str:
-        """A name that is well formed and new."""
-        name = self.tokens.next()
-        if not NAME.match(name) or name in taken:
-            what = (
-                "declared twice"
-                if name in taken
-                else "not a name (a letter, then letters, _ and digits)"
-            )
-            self.tokens.fail(f"{name!r} is {what}", self.tokens.at - 1)
-        return name
-
-    def tensor(self, before: list[Tensor], is_input: bool) -> Tensor:
-        """``X Real [1,5] "name in the file"``; ``before``: those of this network so far."""
-        tokens = self.tokens
-        name = self.new_name(set(self.tensors))
-        kind = tokens.next()
-        if kind.lower() not in FLOAT_TYPES:
-            tokens.fail(
-                f"element type {kind!r} is not supported; allowed: Real, float16, float32, float64",
-                tokens.at - 1,
-            )
-        shape = tokens.next()
-        if not re.fullmatch(r"\[[\d,\s]*\]", shape):
-            tokens.fail(f"expected a shape such as [1,5], found {shape!r}", tokens.at - 1)
-        dims = tuple(int(d) for d in re.findall(r"\d+", shape))
-        label = tokens.next().strip('"') if tokens.peek()[:1] == '"' else None
-        total = self.counts()[0 if is_input else 1] + sum(t.size for t in before)
-        self.tensors[name] = Tensor(name, dims, total, label, kind), is_input
-        return self.tensors[name][0]
 
     def assertion(self) -> None:
         """The formula of an assert; bounds of inputs are put aside, as most assertions are such."""
@@ -369,9 +309,9 @@ class _Parser:
         tokens, at = self.tokens, self.tokens.at - 1
         found = ELEMENT.match(token)
         name = found[1] if found else token
-        if name not in self.tensors:
+        if name not in self.declared.tensors:
             tokens.fail(f"{token!r} is not declared", at)
-        tensor, is_input = self.tensors[name]
+        tensor, is_input = self.declared.tensors[name]
         place = [int(i) for i in found[2].split(",") if i.strip()] if found else []
         if len(place) != len(tensor.shape):
             tokens.fail(
@@ -385,6 +325,22 @@ class _Parser:
         number = tensor.offset + flat
         self.variables[token] = number if is_input else -1 - number
         return self.variables[token]
+
+
+def _over_free(
+    coupling: Coupling, bounds: Sequence[Bound], conjunctions: Sequence[Sequence[Atom]], m: int
+) -> list[Clause | None]:
+    """The clauses over the free inputs of a coupling; None for contradictory ones."""
+    assembler = Assembler.unbounded(len(coupling.lower), m)
+    shifted = [bound for bound in bounds if coupling.shift[bound.index] >= 0]
+    return assembler.clauses(
+        list(coupling.bounds()),
+        [coupling.rewritten([*shifted, *atoms]) for atoms in conjunctions],
+    )
+
+
+def _columns(pairs: Sequence[tuple[Clause | None, Clause | None]]) -> list[list[Clause | None]]:
+    return [[pair[side] for pair in pairs] for side in (0, 1)]
 
 
 def _scale(a: Linear, factor: Fraction) -> Linear:

@@ -15,7 +15,7 @@ from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.attack import Rows
 from holdfast.verifiers.problem import Counterexample, FloatArray, Leaf, Property
 from holdfast.verifiers.regions import BallRegion
-from holdfast.verifiers.replay import Runtime, replay
+from holdfast.verifiers.replay import Confirm
 
 
 @final
@@ -26,7 +26,7 @@ class Search:
     Attributes:
         graph: The network in float64.
         prop: The property.
-        runtime: The deployed network.
+        confirm: The counterexample of a clause at an input, if the deployed network shows one.
         deadline: Value of the clock at which to give up.
         keep_leaves: Collect certificate data.
         look: Look for counterexamples; bounds alone decide without.
@@ -37,7 +37,7 @@ class Search:
 
     graph: Graph
     prop: Property
-    runtime: Runtime
+    confirm: Confirm
     deadline: float
     keep_leaves: bool = False
     look: bool = True
@@ -74,7 +74,7 @@ class Search:
         order = worst.argsort()[:3]
         for i in order.tolist():
             if float(worst[i]) <= 0:
-                found = replay(self.runtime, self.prop, int(clause[i]), x[i].double().numpy())
+                found = self.confirm(int(clause[i]), x[i].double().numpy())
                 if found is not None:
                     return found
         return None

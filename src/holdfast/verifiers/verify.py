@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from holdfast.verifiers.attack import descend, starts
 from holdfast.verifiers.input_split import split_inputs
 from holdfast.verifiers.problem import Certificate, Counterexample, Property, Verdict
 from holdfast.verifiers.regions import BallRegion
-from holdfast.verifiers.replay import Runtime, graph_runtime, onnx_runtime
+from holdfast.verifiers.replay import Confirm, Runtime, graph_runtime, onnx_runtime, replay
 from holdfast.verifiers.search import Search
 
 # Networks with at most so many varying inputs are split there; halving one of more inputs gains
@@ -38,6 +39,7 @@ def verify(
     example: Tensor | None = None,
     clock: Callable[[], float] = time.monotonic,
     ball: BallRegion | None = None,
+    confirm: Confirm | None = None,
 ) -> Verdict:
     """Finds an input that violates the property, or proves that none exists.
 
@@ -53,6 +55,8 @@ def verify(
             repeat on a busy machine.
         ball: Only inputs of this norm ball within the property's box count; then the answer is
             ``unsat``, ``unknown`` or ``timeout``, as counterexamples are not looked for.
+        confirm: Replays counterexamples instead of the network itself, where the deployed
+            networks are others than the graph (several of them joined).
 
     Raises:
         GraphError: The network cannot be read.
@@ -65,7 +69,8 @@ def verify(
     if not prop.clauses or all((c.lower > c.upper).any() for c in prop.clauses):
         proof = Certificate((), True) if certificate else None
         return Verdict("unsat", certificate=proof, reason="the property contradicts itself")
-    search = Search(graph, prop, runtime, begin + timeout_s, certificate, attack, seed, clock, ball)
+    confirm = confirm or partial(replay, runtime, prop)
+    search = Search(graph, prop, confirm, begin + timeout_s, certificate, attack, seed, clock, ball)
     if ball is not None:
         search.ball, search.look, search.keep_leaves = ball.to(torch.float64), False, False
     outcome = _decide(search)
