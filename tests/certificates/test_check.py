@@ -463,6 +463,7 @@ def test_the_checker_imports_nothing_of_the_verifier():
         "itertools",
         "json",
         "math",
+        "os",
         "pathlib",
         "re",
         "time",
@@ -473,7 +474,10 @@ def test_the_checker_imports_nothing_of_the_verifier():
         "onnx",
         "scipy",
     }
-    own = {"check", "clauses", "enclosure", "errors", "exact", "network", "proof"}
+    own = {
+        *("check", "clauses", "enclosure", "errors", "exact", "network", "proof"),
+        *("several", "substitution"),
+    }
     files = [SOURCES / f"{name}.py" for name in own] + [SOURCES.parent / "errors.py"]
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):

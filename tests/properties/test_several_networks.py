@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-import several
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from several import SAME_INPUTS, WEIGHTS, apart, box, declare, near, save_network
 
+import several
 from holdfast.certificates.exact import holds
 from holdfast.graphs.errors import GraphError
 from holdfast.graphs.joined import shared
@@ -26,6 +25,7 @@ from holdfast.properties.coupling import couple
 from holdfast.properties.formula import Bound, Row
 from holdfast.properties.instances import decide, run_instances
 from holdfast.properties.networks import Joined, assign
+from several import SAME_INPUTS, WEIGHTS, apart, box, declare, near, save_network
 
 ISOMORPHIC, EQUAL = "(isomorphic-to f)", "(equal-to f)"
 FIRST, SECOND = WEIGHTS
@@ -109,6 +109,19 @@ def test_robustness_as_a_relation(folder: Path, radius: float, limit: float, wan
         assert holds(query.text, x, y)
         assert 0 < np.abs(x[2:] - x[:2]).max() <= radius
         np.testing.assert_array_equal(y[2:], outputs(folder / "f.onnx", x[2:]))
+
+
+def test_free_inputs_are_placed_at_float32_inputs_inside_the_set(folder: Path):
+    text = declare(EQUAL) + box("X_f", 0.1, 0.7) + box("X_g", 0.1, 0.7) + near(0.01)
+    query = parse_vnnlib(text)
+    joined = Joined.of(query, assign(query, folder / "f.onnx"))
+    clause, rng = joined.prop.clauses[0], np.random.default_rng(0)
+    assert len(clause.lower) == 4
+    for trial in range(100):
+        share = rng.uniform(size=4).round() if trial % 2 else rng.uniform(size=4)
+        x, rounded = joined.placed(0, clause.lower + share * (clause.upper - clause.lower))
+        assert (x.dtype, rounded) == (np.float32, 0)
+        assert holds(text, x, joined.outputs(x))
 
 
 def test_inputs_limited_through_others_alone_are_bounded(folder: Path):

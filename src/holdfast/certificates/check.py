@@ -32,8 +32,11 @@ from holdfast.certificates.enclosure import (
     start,
 )
 from holdfast.certificates.errors import CertificateError
+from holdfast.certificates.exact import ExactQuery, read_exact
 from holdfast.certificates.network import Step, read_network
 from holdfast.certificates.proof import INPUT, LEAF, Proof, Tree, digest, load_proof
+from holdfast.certificates.several import Files, assigned, joined_steps
+from holdfast.certificates.substitution import Substitution
 
 Array = NDArray[np.float64]
 Cut = tuple[int, int, float, bool]
@@ -67,12 +70,12 @@ class Case:
     cuts: tuple[Cut, ...]
 
 
-def check(proof: str | Path | Proof, network: str | Path, prop: str | Path) -> CheckResult:
+def check(proof: str | Path | Proof, network: Files, prop: str | Path) -> CheckResult:
     """Whether ``proof`` shows that no input of ``network`` violates ``prop``.
 
     Args:
         proof: a proof, or the path of its file.
-        network: path of the ONNX file.
+        network: path of the ONNX file, or of the file of each declared network by its name.
         prop: path of the VNN-LIB file, plain or gzip.
 
     Returns:
@@ -89,15 +92,18 @@ def check(proof: str | Path | Proof, network: str | Path, prop: str | Path) -> C
     return CheckResult(not reason, reason, len(done), smallest, time.perf_counter() - began)
 
 
-def _check(proof: Proof, network: str | Path, prop: str | Path, done: list[float]) -> None:
-    data, text = _read(network), _read(prop)
-    for what, content, wanted in (
-        ("network", data, proof.network_sha256),
-        ("property", text, proof.property_sha256),
+def _check(proof: Proof, network: Files, prop: str | Path, done: list[float]) -> None:
+    text = _read(prop)
+    query = read_exact(text.decode())
+    files = assigned(query, network)
+    for what, found, wanted in (
+        ("network", digests(files), proof.network_sha256),
+        ("property", digest(text), proof.property_sha256),
     ):
-        if digest(content) != wanted:
+        if found != wanted:
             raise CertificateError(f"the proof was made for another {what}")
-    steps, wanted_goals = read_network(network), goals(text.decode())
+    steps = read_steps(query, files, proof.substitution)
+    wanted_goals = goals(text.decode(), proof.substitution)
     if len(wanted_goals) != len(proof.trees):
         raise CertificateError(
             f"the property has {len(wanted_goals)} clauses to exclude, "
@@ -110,6 +116,22 @@ def _check(proof: Proof, network: str | Path, prop: str | Path, done: list[float
         if not np.isfinite([goal.lower, goal.upper]).all():
             raise CertificateError("an input of the property has no bounds")
         _Clause(steps, goal, tree, number, known).exclude(done)
+
+
+def digests(files: Mapping[str, Path]) -> str:
+    """SHA-256 of every file, in order."""
+    return "+".join(digest(_read(path)) for path in files.values())
+
+
+def read_steps(
+    query: ExactQuery, files: Mapping[str, Path], substitution: Substitution | None
+) -> tuple[Step, ...]:
+    """The steps of the one plain network, or of all networks over the free inputs."""
+    if substitution is not None:
+        substitution.check(query.n_inputs)
+    elif query.is_plain:
+        return read_network(next(iter(files.values())))
+    return joined_steps(query, files, substitution)
 
 
 def _read(path: str | Path) -> bytes:

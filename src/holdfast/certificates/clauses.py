@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from holdfast.certificates.errors import CertificateError
 from holdfast.certificates.exact import StrictRow, exact_clauses, read_exact
+from holdfast.certificates.substitution import Substitution
 
 Array = NDArray[np.float64]
 
@@ -35,20 +36,29 @@ class Goal:
     constants: Array
 
 
-def goals(text: str) -> tuple[Goal, ...]:
+def goals(text: str, substitution: Substitution | None = None) -> tuple[Goal, ...]:
     """The clauses of a VNN-LIB text that do not contradict themselves, in the order of the text.
 
+    Args:
+        text: the property.
+        substitution: by what its inputs are written; the boxes and D are then about that.
+
     Raises:
-        CertificateError: the text cannot be read exactly.
+        CertificateError: the text cannot be read exactly, or the substitution misses inputs.
     """
     query = read_exact(text)
-    if query.n_tensors != (1, 1):
-        raise CertificateError(
-            "proofs cover one network with one input and one output, the "
-            f"property declares {query.n_tensors} inputs and outputs"
-        )
-    found = (_goal(rows, query.n_inputs, query.n_outputs) for rows in exact_clauses(query))
-    return tuple(goal for goal in found if goal is not None)
+    found = []
+    for rows in exact_clauses(query):
+        goal = _goal(rows, query.n_inputs, query.n_outputs)
+        if goal is not None and substitution is not None:
+            free = substitution.rows(rows)
+            goal = _goal(free, substitution.size, query.n_outputs)
+            if goal is not None:
+                lower, upper = substitution.box(goal.lower, goal.upper, free)
+                goal = replace(goal, lower=lower, upper=upper)
+        if goal is not None:
+            found.append(goal)
+    return tuple(found)
 
 
 def _goal(rows: Sequence[StrictRow], n_inputs: int, n_outputs: int) -> Goal | None:

@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-import gzip
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.certificates.check import Derivation
+from holdfast.certificates.check import Derivation, digests, read_steps
 from holdfast.certificates.clauses import Goal, goals
 from holdfast.certificates.enclosure import Ranges
 from holdfast.certificates.errors import CertificateError
-from holdfast.certificates.network import read_network
+from holdfast.certificates.exact import read_exact
 from holdfast.certificates.proof import INPUT, Proof, digest, save_proof
+from holdfast.certificates.several import Files, assigned
+from holdfast.certificates.substitution import Substitution
 from holdfast.certificates.trees import Branch, complete, flatten
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.onnx_reader import read_onnx
-from holdfast.verifiers.problem import Certificate, Leaf, Verdict
+from holdfast.properties.networks import Joined, assign
+from holdfast.properties.tokens import read_text
+from holdfast.properties.vnnlib import parse_vnnlib, read_vnnlib
+from holdfast.verifiers.problem import Certificate, Clause, Leaf, Property, Verdict
 
 Array = NDArray[np.float64]
 
 
-def build_proof(
-    certificate: Certificate, graph: Graph, network: str | Path, prop: str | Path
-) -> Proof:
+def build_proof(certificate: Certificate, graph: Graph, network: Files, prop: str | Path) -> Proof:
     """The proof of ``unsat`` that `holdfast.certificates.check` accepts.
 
     Args:
         certificate: the leaves of a verifier.
         graph: the graph that the certificate's node numbers mean.
-        network: path of the ONNX file.
+        network: path of the ONNX file, or of the file of each declared network by its name.
         prop: path of the VNN-LIB file.
 
     Raises:
         CertificateError: the leaves do not cover a clause, or proofs do not cover the network.
     """
-    text = Path(prop).read_bytes()
-    text = gzip.decompress(text) if text[:2] == b"\x1f\x8b" else text
-    steps, wanted = read_network(network), goals(text.decode())
+    text = read_text(prop)
+    query, coupled = read_exact(text), parse_vnnlib(text).coupled
+    substitution = None
+    if coupled is not None:
+        substitution = Substitution(coupled.coupling.base, coupled.coupling.shift)
+        certificate = _over_goals(certificate, coupled.prop, goals(text, substitution))
+    files = assigned(query, network)
+    steps, wanted = read_steps(query, files, substitution), goals(text, substitution)
     relus = relu_numbers(graph)
     grouped: list[list[Leaf]] = [[] for _ in wanted]
     for leaf in certificate.leaves:
@@ -53,16 +61,40 @@ def build_proof(
         for activation, slopes in by_activation.items()
     }
     for number, (goal, leaves) in enumerate(zip(wanted, grouped, strict=True)):
+        if (goal.lower > goal.upper).any():  # nothing is left of the clause
+            trees.append(flatten(Branch((), np.ones(len(goal.constants)))))
+            continue
         if not leaves:
             raise CertificateError(f"the certificate has no leaf for clause {number}")
         root = Branch((), _weights(goal, leaves))
         grow(root, goal.lower, goal.upper, leaves, relus)
         complete(root, Derivation(steps, goal, range_slopes, known))
         trees.append(flatten(root, range_slopes))
-    return Proof(digest(Path(network).read_bytes()), digest(text), tuple(trees))
+    return Proof(digests(files), digest(text.encode()), tuple(trees), substitution)
 
 
-def write_proof(verdict: Verdict, network: str | Path, prop: str | Path, path: str | Path) -> Proof:
+def _over_goals(certificate: Certificate, prop: Property, found: Sequence[Goal]) -> Certificate:
+    """The leaves with a weight for every row of the text: the verifier leaves implied ones out."""
+    places = [_places(clause, goal) for clause, goal in zip(prop.clauses, found, strict=False)]
+    leaves = []
+    for leaf in certificate.leaves:
+        weights = np.zeros(len(found[leaf.clause].constants))
+        np.add.at(weights, places[leaf.clause], leaf.weights)
+        leaves.append(replace(leaf, weights=weights))
+    return replace(certificate, leaves=tuple(leaves))
+
+
+def _places(clause: Clause, goal: Goal) -> list[int]:
+    of_inputs = np.zeros((len(clause.d), len(clause.lower))) if clause.D is None else clause.D
+    rows = np.hstack([goal.of_outputs, goal.of_inputs, goal.constants[:, None]])
+    mine = np.hstack([clause.C, of_inputs, clause.d[:, None]])
+    found = [np.flatnonzero((rows == row).all(1)) for row in mine]
+    if not all(len(places) for places in found):
+        raise CertificateError("a row of the verifier is none of the text's")
+    return [int(places[0]) for places in found]
+
+
+def write_proof(verdict: Verdict, network: Files, prop: str | Path, path: str | Path) -> Proof:
     """Write the proof of a verdict that was found with ``certificate=True``.
 
     Raises:
@@ -73,7 +105,12 @@ def write_proof(verdict: Verdict, network: str | Path, prop: str | Path, path: s
             f"a verdict of {verdict.status!r} has no certificate: only 'unsat' found with "
             "certificate=True has"
         )
-    graph = read_onnx(network, fold=False)
+    query = read_vnnlib(prop)
+    files = assign(query, network)
+    if query.is_plain:
+        graph = read_onnx(next(iter(files.values())), fold=False)
+    else:
+        graph = Joined.of(query, files).graph
     proof = build_proof(verdict.certificate, graph, network, prop)
     save_proof(proof, path)
     return proof

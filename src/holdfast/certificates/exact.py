@@ -28,16 +28,38 @@ MAX_CLAUSES = 200_000
 
 
 @dataclass(frozen=True, slots=True)
+class ExactNetwork:
+    """A declared network: its file is that of ``same_as`` where this is given.
+
+    ``inputs`` are ranges of the flat vector of all inputs, ``sizes`` the lengths of its values,
+    ``hidden`` the names of those that come before the outputs.
+    """
+
+    name: str
+    same_as: str | None
+    inputs: tuple[range, ...]
+    sizes: tuple[int, ...]
+    hidden: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ExactQuery:
     """The assertions of a property file (all must hold) and the sizes of its vectors.
 
-    ``n_tensors`` counts the declared inputs and outputs: (1, 1) for one plain network.
+    ``networks`` is empty for VNN-LIB 1.0, whose one network has no name.
     """
 
     assertions: tuple[Formula, ...]
     n_inputs: int
     n_outputs: int
-    n_tensors: tuple[int, int]
+    networks: tuple[ExactNetwork, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is one network with one input and one value."""
+        if len(self.networks) > 1:
+            return False
+        return all(len(net.inputs) == len(net.sizes) == 1 for net in self.networks)
 
 
 def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
@@ -52,8 +74,8 @@ def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
     """
     number = (lambda token: Fraction(float(token))) if as_float64 else Fraction
     names: dict[str, Any] = {"": number}
-    size, n_tensors = {"x": 0, "y": 0}, {"x": 0, "y": 0}
-    assertions = []
+    size = {"x": 0, "y": 0}
+    assertions, networks = [], []
     for form in _forms(text):
         head = form[0]
         if head in ("declare-const", "declare-fun"):
@@ -61,17 +83,31 @@ def read_exact(text: str, as_float64: bool = False) -> ExactQuery:
             names[form[1]] = (letter, int(index), ())
             size[letter] = max(size[letter], int(index) + 1)
         elif head == "declare-network":
-            for part in form[2:]:
-                letter = _LETTERS.get(part[0])
-                if letter:
-                    shape = tuple(map(int, re.findall(r"\d+", part[3])))
-                    names[part[1]] = (letter, size[letter], shape)
-                    size[letter] += _product(shape)
-                    n_tensors[letter] += 1
+            networks.append(_network(form, names, size))
         elif head == "assert":
             assertions.append(_formula(form[1], names))
-    counts = max(1, n_tensors["x"]), max(1, n_tensors["y"])
-    return ExactQuery(tuple(assertions), size["x"], size["y"], counts)
+    return ExactQuery(tuple(assertions), size["x"], size["y"], tuple(networks))
+
+
+def _network(form: Sequence[Any], names: dict[str, Any], size: dict[str, int]) -> ExactNetwork:
+    """A declaration; its values are entered under their names and counted."""
+    inputs, sizes, hidden, same_as = [], [], [], None
+    for kind, name, *rest in form[2:]:
+        if kind in ("equal-to", "isomorphic-to"):
+            same_as = name if kind == "equal-to" else None
+            continue
+        if kind not in _LETTERS:
+            raise CertificateError(f"{kind!r} in a declaration of a network is not known")
+        letter, shape = _LETTERS[kind], tuple(map(int, re.findall(r"\d+", rest[1])))
+        names[name] = (letter, size[letter], shape)
+        size[letter] += _product(shape)
+        if letter == "x":
+            inputs.append(range(size["x"] - _product(shape), size["x"]))
+        else:
+            sizes.append(_product(shape))
+        if kind == "declare-hidden":
+            hidden.append(rest[2].strip('"'))
+    return ExactNetwork(form[1], same_as, tuple(inputs), tuple(sizes), tuple(hidden))
 
 
 def holds(text: str, x: Iterable[float], y: Iterable[float]) -> bool:

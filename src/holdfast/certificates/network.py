@@ -56,32 +56,75 @@ def read_network(path: str | Path) -> tuple[Step, ...]:
         CertificateError: unreadable, not finite, several inputs or outputs, or with an operator
             that proofs do not cover (which is named).
     """
+    reader = _Reader(_load(path), [])
+    if len(reader.inputs) != 1 or len(reader.graph.output) != 1:
+        raise CertificateError("only networks with one input and one output are supported")
+    reader.found.append(Step("input", (), reader.size(0)))
+    reader.read([0])
+    if reader.places[reader.graph.output[0].name] != len(reader.found) - 1:
+        raise CertificateError("the output of the network is not its last step")
+    return tuple(reader.found)
+
+
+def append_network(
+    found: list[Step], path: str | Path, inputs: Sequence[int], hidden: Sequence[str]
+) -> list[int]:
+    """Add the steps of an ONNX file behind others.
+
+    Args:
+        found: the steps so far, to be added to.
+        path: the file.
+        inputs: numbers of the steps that are its inputs.
+        hidden: names of inner values that are asked for beside the outputs.
+
+    Returns:
+        Numbers of the steps that compute the inner values and the outputs.
+
+    Raises:
+        CertificateError: as `read_network`, or with other inputs.
+    """
+    reader = _Reader(_load(path), found)
+    sizes = [found[at].size for at in inputs]
+    if sizes != [reader.size(i) for i in range(len(reader.inputs))]:
+        raise CertificateError(f"the inputs of {str(path)!r} are not those that are declared")
+    reader.read(inputs)
+    names = [*hidden, *(o.name for o in reader.graph.output)]
+    if missing := [name for name in names if name not in reader.places]:
+        raise CertificateError(f"{str(path)!r} has no value {missing[0]!r} that is computed")
+    return [reader.places[name] for name in names]
+
+
+def _load(path: str | Path) -> onnx.ModelProto:
     try:
-        model = onnx.load(path)
+        return onnx.load(path)
     except Exception as error:
         raise CertificateError(f"cannot read the network {str(path)!r}: {error}") from error
-    return _Reader(model).steps()
 
 
 class _Reader:
     """State while reading: for each tensor the step (or constant) behind it and its shape."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, found: list[Step]) -> None:
         graph = model.graph
         self.graph = graph
         self.constants: dict[str, NDArray[Any]] = {
             t.name: numpy_helper.to_array(t) for t in graph.initializer
         }
-        inputs = [v for v in graph.input if v.name not in self.constants]
-        if len(inputs) != 1 or len(graph.output) != 1:
-            raise CertificateError("only networks with one input and one output are supported")
-        dims = [d.dim_value for d in inputs[0].type.tensor_type.shape.dim]
-        shape = tuple(d if d > 0 else 1 for d in dims)
-        self.shapes: dict[str, tuple[int, ...]] = {inputs[0].name: shape}
-        self.places = {inputs[0].name: 0}
-        self.found = [Step("input", (), int(np.prod(shape)))]
+        self.inputs = [v for v in graph.input if v.name not in self.constants]
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for value in self.inputs:
+            dims = [d.dim_value for d in value.type.tensor_type.shape.dim]
+            self.shapes[value.name] = tuple(d if d > 0 else 1 for d in dims)
+        self.places: dict[str, int] = {}
+        self.found = found
 
-    def steps(self) -> tuple[Step, ...]:
+    def size(self, index: int) -> int:
+        """Elements of an input."""
+        return int(np.prod(self.shapes[self.inputs[index].name]))
+
+    def read(self, inputs: Sequence[int]) -> None:
+        """Add all steps; ``inputs`` are the numbers of those that the inputs are."""
+        self.places |= {v.name: at for v, at in zip(self.inputs, inputs, strict=True)}
         for node in self.graph.node:
             if node.op_type == "Constant":
                 (value,) = node.attribute
@@ -102,10 +145,6 @@ class _Reader:
                     f"operator {node.op_type} ({node.output[0]}) has a form that proofs do not "
                     f"cover: {error}"
                 ) from error
-        output = self.graph.output[0].name
-        if self.places[output] != len(self.found) - 1:
-            raise CertificateError("the output of the network is not its last step")
-        return tuple(self.found)
 
     def put(self, node: onnx.NodeProto, step: Step | None, shape: Sequence[int]) -> None:
         """Enter the value of ``node``; no step: its source, seen in another shape."""

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from holdfast.certificates.errors import CertificateError
+from holdfast.certificates.substitution import Substitution
 
 FORMAT, VERSION = "holdfast-proof", 1
 LEAF, INPUT = -2, -1
@@ -68,14 +69,16 @@ class Proof:
     """A claim that no input violates the property, with one tree for each clause.
 
     Attributes:
-        network_sha256: of the ONNX file.
+        network_sha256: of the ONNX file; of several, in the order of the text, joined by "+".
         property_sha256: of the text of the property.
         trees: one for each clause that does not contradict itself, in the order of the text.
+        substitution: by what the inputs are written, None for themselves.
     """
 
     network_sha256: str
     property_sha256: str
     trees: tuple[Tree, ...]
+    substitution: Substitution | None = None
 
     @property
     def n_leaves(self) -> int:
@@ -99,6 +102,8 @@ def save_proof(proof: Proof, path: str | Path) -> None:
         "clauses": len(proof.trees),
     }
     arrays: dict[str, NDArray[Any]] = {}
+    if proof.substitution is not None:
+        arrays = {name: getattr(proof.substitution, name) for name in ("base", "shift")}
     for number, tree in enumerate(proof.trees):
         for name in ("layer", "index", "point", "weights", "multipliers"):
             arrays[f"{number}/{name}"] = getattr(tree, name)
@@ -134,11 +139,21 @@ def load_proof(path: str | Path) -> Proof:
             arrays = {n: np.load(io.BytesIO(archive.read(f"{n}.npy")), allow_pickle=False)
                       for n in names}  # fmt: skip
             trees = tuple(_tree(arrays, number) for number in range(int(header["clauses"])))
-            return Proof(header["network_sha256"], header["property_sha256"], trees)
+            substitution = _substitution(arrays)
+            return Proof(header["network_sha256"], header["property_sha256"], trees, substitution)
     except CertificateError:
         raise
     except DAMAGE as error:
         raise CertificateError(f"{str(path)!r} is not a whole proof file: {error!r}") from error
+
+
+def _substitution(arrays: Mapping[str, NDArray[Any]]) -> Substitution | None:
+    found = [arrays[name] for name in ("base", "shift") if name in arrays]
+    if not found:
+        return None
+    if len(found) < 2 or any(v.dtype.kind != "i" or v.ndim != 1 or not len(v) for v in found):
+        raise CertificateError("the substitution is not two lists of positions")
+    return Substitution(*found)
 
 
 def _tree(arrays: Mapping[str, NDArray[Any]], number: int) -> Tree:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from holdfast.cli.verify import NetworkFiles, read_files
+from holdfast.errors import InputError
+
 if TYPE_CHECKING:
     from holdfast.certificates.check import CheckResult
 
@@ -17,8 +20,13 @@ def check(
     proof: Annotated[
         Path, typer.Argument(metavar="PROOF", help="The file that verify --certificate wrote.")
     ],
-    network: Annotated[Path, typer.Argument(metavar="NETWORK", help="The network, as ONNX.")],
-    prop: Annotated[Path, typer.Argument(metavar="PROPERTY", help="The property, as VNN-LIB.")],
+    network: Annotated[
+        Path | None, typer.Argument(metavar="NETWORK", help="The network, as ONNX.")
+    ] = None,
+    prop: Annotated[
+        Path | None, typer.Argument(metavar="PROPERTY", help="The property, as VNN-LIB.")
+    ] = None,
+    networks: NetworkFiles = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one line of JSON.")
     ] = False,
@@ -30,7 +38,15 @@ def check(
     """
     from holdfast.certificates import check as derive_again
 
-    result = derive_again(proof, network, prop)
+    files: Path | dict[str, Path] | None = network
+    if networks:
+        files, prop = read_files(networks, network, prop)
+    if files is None or prop is None:
+        raise InputError(
+            "Which network and which property? Write: holdfast check proof.zip net.onnx "
+            "property.vnnlib"
+        )
+    result = derive_again(proof, files, prop)
     word = "accepted" if result.accepted else "refused"
     typer.echo(_as_json(word, result) if as_json else word)
     if not result.accepted:

@@ -238,19 +238,20 @@ def _verify_one(
 
 def _check_covered(network: Path | dict[str, Path], prop: Path) -> None:
     """Tell before the search, not after it, that no proof can be written for a network."""
-    from holdfast.certificates.network import read_network
+    from holdfast.certificates.check import read_steps
+    from holdfast.certificates.exact import read_exact
+    from holdfast.certificates.several import assigned
     from holdfast.errors import CertificateError
-    from holdfast.graphs.onnx_reader import read_onnx
+    from holdfast.graphs.onnx_reader import load_model, read_onnx
     from holdfast.properties import read_vnnlib
+    from holdfast.properties.networks import assign
 
-    if isinstance(network, dict) or not read_vnnlib(prop).is_plain:
-        raise CertificateError(
-            "Proofs cover one network with one input and one output; this property has others. It "
-            "can be verified without --certificate."
-        )
-    read_onnx(network)  # a file that is no network is an error of its own
+    read = read_vnnlib(prop)  # a file that is no property or no network is an error of its own
+    for file in assign(read, network).values():
+        _ = read_onnx(file) if read.is_plain else load_model(file)
     try:
-        read_network(network)
+        query = read_exact(read.text)
+        read_steps(query, assigned(query, network), None)
     except CertificateError as error:
         raise CertificateError(
             f"No proof can be written for this network: {error}. It can be verified without "
@@ -266,9 +267,12 @@ def _write_certificate(
     if verdict.status != "unsat":
         typer.echo(f"No proof is written: the answer is {verdict.status}, not unsat.", err=True)
         return
-    assert isinstance(network, Path)
     write_proof(verdict, network, prop, path)
-    typer.echo(f"Proof: {path}. Check it: holdfast check {path} {network} {prop}", err=True)
+    if isinstance(network, Path):
+        words = f"{network} {prop}"
+    else:
+        words = " ".join([str(prop), *(f"--network {n}={file}" for n, file in network.items())])
+    typer.echo(f"Proof: {path}. Check it: holdfast check {path} {words}", err=True)
 
 
 def _answer(query: Query, verdict: Verdict) -> str:
