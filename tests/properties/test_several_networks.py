@@ -117,8 +117,9 @@ def test_free_inputs_are_placed_at_float32_inputs_inside_the_set(folder: Path):
     joined = Joined.of(query, assign(query, folder / "f.onnx"))
     clause, rng = joined.prop.clauses[0], np.random.default_rng(0)
     assert len(clause.lower) == 4
-    for trial in range(100):
-        share = rng.uniform(size=4).round() if trial % 2 else rng.uniform(size=4)
+    for _ in range(100):
+        share = rng.uniform(size=4)
+        share = np.where(rng.uniform(size=4) < 0.5, share, share.round())
         x, rounded = joined.placed(0, clause.lower + share * (clause.upper - clause.lower))
         assert (x.dtype, rounded) == (np.float32, 0)
         assert holds(text, x, joined.outputs(x))
