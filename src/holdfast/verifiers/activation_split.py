@@ -36,6 +36,7 @@ from holdfast.verifiers.domains import (
 )
 from holdfast.verifiers.effort import MORE, favour, gain, lifetime, share_bounds
 from holdfast.verifiers.graph_bounds import GraphBounds, spread
+from holdfast.verifiers.hull import Reading, read_rectifiers, rows_of, tightened
 from holdfast.verifiers.problem import Counterexample, Leaf, Split
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.refinement import refine
@@ -53,6 +54,9 @@ LEAST_GAIN = 0.9
 # tree gets before. It is less than once, as a tree does more beside its multiplications.
 FIRST_EFFORT = 2.5e9
 BRANCHING = 0.4
+# The planes of `hull` are tried again where a bound is so much nearer to zero than where they
+# failed, and where it is so much farther than where they sufficed.
+NEARER, FARTHER = 0.8, 1.25
 # Open domains from which on the nearest to a proof go first, so that they get fewer.
 POOL = 4096
 # Where no split raises the bound by this share, only new bounds can help: they are made earlier.
@@ -75,6 +79,8 @@ class Tree:
         bounder: Who bounds the domains.
         patience: Splits by which new bounds are put off, as earlier ones gained little.
         spent: Multiplications so far, about.
+        readings: Undecided rectifiers that read the input itself; None until they are needed.
+        reach: Bounds that lie lower below zero than this are not lifted above it by their planes.
     """
 
     search: Search
@@ -82,6 +88,8 @@ class Tree:
     bounder: Bounder
     patience: int = 0
     spent: float = 0.0
+    readings: Sequence[Reading] | None = None
+    reach: float = math.inf
 
 
 def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool | None:
@@ -112,6 +120,8 @@ def _cultivate(search: Search, root: Root, clauses: list[int]) -> Counterexample
     tree, pool, planted = None, list[Domain](), dict[int, float]()
     while clauses:
         new = _tree(search, root, clauses)
+        if tree is not None:
+            new.readings, new.reach = tree.readings, tree.reach
         found = _plant(new, clauses)
         if isinstance(found, Counterexample):
             return found
@@ -131,6 +141,15 @@ def _cultivate(search: Search, root: Root, clauses: list[int]) -> Counterexample
         root, clauses = _refined(replace(tree, root=root), outcome, effort)
         pool, effort = outcome, effort * MORE
     return True
+
+
+def _readings(tree: Tree) -> Sequence[Reading]:
+    """Found once; certificates and balls know no planes but chords."""
+    if tree.readings is None:
+        has_planes = not tree.search.keep_leaves and isinstance(tree.root.region, BoxRegion)
+        state = tree.root.anchor.state
+        tree.readings = read_rectifiers(tree.search.graph, state) if has_planes else ()
+    return tree.readings
 
 
 def _tree(search: Search, root: Root, clauses: list[int]) -> Tree:
@@ -316,7 +335,9 @@ def _solve(tree: Tree, domains: list[Domain], steps: int) -> Counterexample | li
             return found
         seems = [d for d in part if d.value > 0]
         proven = set(map(id, _prove(tree, seems))) if seems else set()
-        left += [d for d in part if id(d) not in proven]
+        rest = [d for d in part if id(d) not in proven]
+        closed = set(map(id, _close(tree, rest)))
+        left += [d for d in rest if id(d) not in closed]
     return left
 
 
@@ -336,7 +357,32 @@ def _prove(tree: Tree, domains: list[Domain]) -> list[Domain]:
     return [d for d, _ in proven]
 
 
-def _exact(tree: Tree, domains: list[Domain]) -> tuple[Batch, LinearBound]:
+@torch.no_grad()
+def _close(tree: Tree, domains: list[Domain]) -> list[Domain]:
+    """Those that planes over the input prove, in float64 and with rounding errors."""
+    hopeful = [d for d in domains if d.value + tree.reach > 0]
+    readings = _readings(tree) if hopeful else ()
+    if not readings:
+        return []
+    search, closed = tree.search, []
+    batch, bound = _exact(tree, hopeful, frozenset(r.node for r in readings))
+    shifted = Shifted(batch.region, batch.D, batch.d)
+    parameters = tree.bounder.parameters(hopeful)
+    rows = rows_of(search.graph, batch.state, bound, shifted, readings, parameters)
+    for domain, row in zip(hopeful, rows, strict=True):
+        if search.is_over() or domain.value + tree.reach <= 0:
+            continue
+        if tightened(row, readings) > 0:
+            closed.append(domain)
+            tree.reach = max(tree.reach, -FARTHER * domain.value)
+        else:
+            tree.reach = min(tree.reach, -NEARER * domain.value)
+    return closed
+
+
+def _exact(
+    tree: Tree, domains: list[Domain], watch: frozenset[int] = frozenset()
+) -> tuple[Batch, LinearBound]:
     """The linear bounds in float64, with rounding errors, at the choices of the search."""
     batch = batch_of(tree.search, tree.root, domains, low=False)
     bound = pull_back(
@@ -347,6 +393,7 @@ def _exact(tree: Tree, domains: list[Domain]) -> tuple[Batch, LinearBound]:
         parameters=tree.bounder.parameters(domains),
         cuts=batch.cuts,
         multipliers=spread(batch, [tree.bounder.multipliers(d) for d in domains]),
+        watch=watch,
     )
     return batch, bound
 

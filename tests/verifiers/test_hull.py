@@ -1,0 +1,132 @@
+"""Planes over the input for rectifiers that read it: sound, tight at corners, and of use."""
+
+# ruff: noqa: N806 - A and D are the matrices of the literature
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from holdfast.graphs.torch_capture import capture
+from holdfast.verifiers import hull
+from holdfast.verifiers.crown import pull_back
+from holdfast.verifiers.domains import Shifted
+from holdfast.verifiers.hull import Row, read_rectifiers, rows_of, tightened
+from holdfast.verifiers.problem import Clause, Property
+from holdfast.verifiers.propagation import propagate
+from holdfast.verifiers.regions import BoxRegion
+from holdfast.verifiers.verify import verify
+
+
+def network(kind: str, seed: int) -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(seed)
+    if kind == "dense":
+        return nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 1)), (5,)
+    if kind == "deep":
+        layers = (nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1))
+        return nn.Sequential(*layers), (5,)
+    first = nn.Conv2d(1, 4, 2, stride=1, padding=1)
+    return nn.Sequential(first, nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 1)), (
+        1,
+        3,
+        3,
+    )
+
+
+def made(kind: str, seed: int, width: float = 0.5):
+    module, shape = network(kind, seed)
+    graph = capture(module, torch.zeros(1, *shape), fold=False).to(torch.float64)
+    middle = torch.randn(1, *shape, dtype=torch.float64)
+    region = BoxRegion(middle - width, middle + width)
+    state = propagate(graph, region)
+    readings = read_rectifiers(graph, state)
+    A = torch.ones(1, 1, 1, dtype=torch.float64)
+    watch = frozenset(r.node for r in readings)
+    bound = pull_back(graph, len(graph.nodes) - 1, A, state, watch=watch)
+    shifted = Shifted(region, None, torch.zeros(1, 1, dtype=torch.float64))
+    (row,) = rows_of(graph, state, bound, shifted, readings, {})
+    plain = float((region.minimum(bound.A) + bound.constant)[0, 0])
+    return graph, region, readings, row, plain
+
+
+def shifted_by(row: Row, constant: float) -> Row:
+    return row._replace(constant=row.constant + constant)
+
+
+@pytest.mark.parametrize("kind", ["dense", "deep", "convolution"])
+@pytest.mark.parametrize("seed", range(8))
+def test_bounds_hold_and_are_no_worse(kind: str, seed: int):
+    graph, _, readings, row, plain = made(kind, seed)
+    corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=len(row.lower))))
+    share = torch.cat([corners.double(), torch.rand(2000, len(row.lower), dtype=torch.float64)])
+    x = row.lower + share * (row.upper - row.lower)
+    least = float(graph(x.reshape(-1, *graph.input_shape)).min())
+    # Moved down so that neither stop comes early: neither is it proven, nor out of reach.
+    for offset in (0.0, -plain, -least, -(plain + least) / 2):
+        found = tightened(shifted_by(row, offset), readings)
+        assert found <= least + offset
+        assert found >= plain + offset - 1e-6
+    if kind != "deep":
+        found = [tightened(shifted_by(row, -t), readings) + t for t in np.linspace(plain, least, 9)]
+        assert max(found) > plain + 0.5 * (least - plain)
+
+
+def test_one_rectifier_is_bounded_exactly():
+    """``-max(x + y - 1.5, 0)`` on the unit square is -0.5 at least; its chord goes through too."""
+    module = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1))
+    with torch.no_grad():
+        module[0].weight.fill_(1.0)
+        module[0].bias.fill_(-1.5)
+        module[2].weight.fill_(-1.0)
+        module[2].bias.fill_(0.0)
+    graph = capture(module, torch.zeros(1, 2), fold=False).to(torch.float64)
+    # With a term that draws x to (1, 0) the chord loses a quarter, the planes nothing.
+    D = torch.tensor([[[-0.6, 0.6]]], dtype=torch.float64)
+    region = BoxRegion(torch.zeros(1, 2).double(), torch.ones(1, 2).double())
+    state = propagate(graph, region)
+    readings = read_rectifiers(graph, state)
+    assert (readings[0].weight.tolist(), readings[0].bias.tolist()) == ([[1.0, 1.0]], [-1.5])
+    watch = frozenset({readings[0].node})
+    bound = pull_back(graph, 3, torch.ones(1, 1, 1).double(), state, watch=watch)
+    for offset, wanted in ((0.6 + 1e-6, True), (0.6 - 1e-6, False)):
+        shifted = Shifted(region, D, torch.full((1, 1), offset).double())
+        (row,) = rows_of(graph, state, bound, shifted, readings, {})
+        assert float((shifted.minimum(bound.A) + bound.constant)[0, 0]) < -0.1
+        assert (tightened(row, readings) > 0) == wanted
+
+
+def test_rounding_is_charged(monkeypatch):
+    _, region, readings, row, plain = made("dense", 1)
+    row = shifted_by(row, -plain - 100.0)
+    free = tightened(row, readings)
+    with monkeypatch.context() as patch:
+        patch.setattr(hull, "_charge", lambda row, *_: torch.zeros_like(row.constant))
+        bare = tightened(row, readings)
+    largest = torch.maximum(region.lower.abs(), region.upper.abs()).flatten()
+    size = float((row.A.abs() * largest).sum() + row.constant.abs())
+    assert len(row.A) * torch.finfo(torch.float64).eps * size < bare - free < 1e-7
+
+
+def test_neurons_behind_others_are_not_read():
+    graph, *_ = made("deep", 0)
+    state = propagate(graph, BoxRegion(-torch.ones(1, 5).double(), torch.ones(1, 5).double()))
+    assert {r.node for r in read_rectifiers(graph, state)} == {2}
+
+
+def test_a_wide_pooled_network_is_decided_at_its_root():
+    """The smallest output over a box of 9 inputs, from a pooled convolution, needs no cut."""
+    graph, region, _, _, plain = made("convolution", 3, width=0.3)
+    n = 20000
+    x = region.lower + (region.upper - region.lower) * torch.rand(n, 1, 3, 3).double().round()
+    least = float(graph(x).min())
+    limit = least - 0.25 * (least - plain)
+    clause = Clause(
+        region.lower.flatten().numpy(), region.upper.flatten().numpy(),
+        np.ones((1, 1)), np.array([-limit]),
+    )  # fmt: skip
+    verdict = verify(graph, Property((clause,)), timeout_s=20.0)
+    assert verdict.status == "unsat"
