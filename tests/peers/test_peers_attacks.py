@@ -176,6 +176,22 @@ def test_the_preset_has_the_published_numbers_of_steps_targets_and_queries(name)
         assert [n for n, _ in attacks] == ["apgd", "apgd", "fab", "square"]
 
 
+def test_the_preset_in_l1_has_five_restarts_five_targets_and_square():
+    from holdfast.engine.cascade import fitting
+    from holdfast.plan import load_cascade
+    from holdfast.threat import Access
+
+    steps, left_out = fitting(load_cascade("autoattack"), "l1", Access.GRADIENTS)
+    attacks = [(s.attack.card.name, s.attack.options()) for s in steps]
+    assert not left_out
+    assert [n for n, _ in attacks] == ["apgd", "apgd", "fab", "square"]
+    assert attacks[0][1]["restarts"] == 5
+    assert attacks[1][1]["n_targets"] == 5
+    assert all(o["widening"] for _, o in attacks[:2])
+    assert (attacks[3][1]["queries"], attacks[3][1]["p_init"]) == (5000, 0.8)
+    assert not attacks[3][1]["rescale_schedule"]
+
+
 @pytest.mark.parametrize("attack", [APGD, PGD])
 def test_a_loss_is_the_one_that_is_named(attack):
     """Elsewhere a misspelt name runs another loss in silence."""

@@ -58,6 +58,32 @@ def test_it_is_no_sign_where_gradients_had_no_fair_chance():
     assert "black_box_wins" not in {reason.check for reason in trust.reasons}
 
 
+class FarSide(Moat):
+    """At the near end of the moat, where the gradient leads nowhere."""
+
+    def forward(self, x):
+        return super().forward(x) + torch.tensor([0.1, 0.0])
+
+
+@pytest.mark.parametrize("trust", ["look", "off"])
+def test_in_l0_it_is_no_sign(trust):
+    """There a random search finds more than gradients on sound models as well."""
+    x = torch.full((N, 1, 2, 2), 0.5)
+    x[:, :, 0, 0] = 0.0
+    x[:, :, 1, 1] = torch.linspace(0.2, 0.8, N)[:, None]
+    data = (x, torch.zeros(N, dtype=torch.int64))
+    cascade = [
+        {"attack": "pgd", "loss": "margin", "steps": 20, "random_start": False},
+        {"attack": "sparse_rs", "queries": 40},
+    ]
+    report = holdfast.audit(FarSide(), data, "l0:1", cascade=cascade, curve_steps=0, trust=trust)
+    result = report.threats["l0:1"]
+    assert [s.n_broken for s in result.stages if "sparse_rs" in s.attack] == [N]
+    checks = {reason.check for reason in result.trust.reasons} if result.trust else set()
+    assert "black_box_wins" not in checks
+    assert "scores_beat_gradients" not in {finding.code for finding in report.warnings}
+
+
 @pytest.mark.parametrize(("backward", "expected"), [(19, 0), (20, 1)])
 def test_a_fair_chance_is_counted_in_gradients(backward, expected):
     steps = [Step(0, "a", PGD()), Step(1, "b", SquarePGD())]

@@ -32,16 +32,16 @@ def suspicions(
 
 def _masked(threat: str, steps: Sequence[Step], standing: Standing, n: int) -> Iterator[Finding]:
     for text, code in (
-        (_score_beats_gradient(steps, standing, n), "scores_beat_gradients"),
+        (_score_beats_gradient(threat, steps, standing, n), "scores_beat_gradients"),
         (_zero_gradients(standing), "zero_gradients_in_search"),
     ):
         if text:
             yield Finding(code=code, level="warning", text=text, threat=threat)
 
 
-def _score_beats_gradient(steps: Sequence[Step], standing: Standing, n: int) -> str:
-    """An attack that sees less should never find more."""
-    if all(s.attack.card.sees_less for s in steps):
+def _score_beats_gradient(threat: str, steps: Sequence[Step], standing: Standing, n: int) -> str:
+    """An attack that sees less should never find more, unless changes are large as in l0."""
+    if threat.startswith("l0:") or all(s.attack.card.sees_less for s in steps):
         return ""
     count = n_beyond_gradients(steps, standing)
     if count < max(2, 0.003 * n):

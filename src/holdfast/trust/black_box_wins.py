@@ -25,6 +25,9 @@ class BlackBoxWins(Check):
     (:attr:`~holdfast.attacks.base.Card.sees_less`), once gradients have had a fair chance. Where
     one of those found all of them, it is itself the way out, and no other is proposed.
 
+    In l0 it is no sign: changes are as large as the domain, so gradients at x say little of them,
+    and random search finds more on sound models as well (Croce et al., 2022, arXiv:2006.12834).
+
     Attributes:
         most: Share of the samples that are right unchanged.
         most_samples: And their number.
@@ -44,6 +47,8 @@ class BlackBoxWins(Check):
 
     def look(self, probe: Probe) -> Doubt | None:
         """How many samples only they broke."""
+        if probe.is_counting:
+            return None
         weak = [s for s in probe.steps if s.attack.card.sees_less]
         count = n_beyond_gradients(probe.steps, probe.standing)
         share = count / max(1, probe.n_correct)
