@@ -12,37 +12,30 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import final
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from holdfast.verifiers.alpha_crown import sharpen
 from holdfast.verifiers.attack import descend
-from holdfast.verifiers.crown import LinearBound, State, pull_back
+from holdfast.verifiers.crown import State, pull_back
 from holdfast.verifiers.dense_bounds import DenseBounds, dense_bounds
 from holdfast.verifiers.domains import (
     Anchor,
-    Batch,
-    Bounder,
     Domain,
     Root,
-    Shifted,
-    batch_of,
     read_bounds,
 )
 from holdfast.verifiers.effort import MORE, favour, gain, lifetime, share_bounds
-from holdfast.verifiers.graph_bounds import GraphBounds, spread
-from holdfast.verifiers.hull import Reading, read_rectifiers, rows_of, tightened
-from holdfast.verifiers.problem import Counterexample, Leaf, Split
+from holdfast.verifiers.graph_bounds import GraphBounds
+from holdfast.verifiers.problem import Counterexample, Split
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.refinement import refine
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
 from holdfast.verifiers.tightening import cost, left, tighten
+from holdfast.verifiers.tree import Tree, close, exact, leaf, prove
 
 ROOT_STEPS = 60
 SHARPEN_STEPS = 12
@@ -54,9 +47,6 @@ LEAST_GAIN = 0.9
 # tree gets before. It is less than once, as a tree does more beside its multiplications.
 FIRST_EFFORT = 2.5e9
 BRANCHING = 0.4
-# The planes of `hull` are tried again where a bound is so much nearer to zero than where they
-# failed, and where it is so much farther than where they sufficed.
-NEARER, FARTHER = 0.8, 1.25
 # Open domains from which on the nearest to a proof go first, so that they get fewer.
 POOL = 4096
 # Where no split raises the bound by this share, only new bounds can help: they are made earlier.
@@ -66,30 +56,6 @@ LITTLE = 0.02
 # Domains that get new bounds together, and those of a batch from which counterexamples are sought.
 RENEWED = 4
 LOOKS = 8
-
-
-@final
-@dataclass(slots=True)
-class Tree:
-    """One search.
-
-    Attributes:
-        search: The property.
-        root: Its box.
-        bounder: Who bounds the domains.
-        patience: Splits by which new bounds are put off, as earlier ones gained little.
-        spent: Multiplications so far, about.
-        readings: Undecided rectifiers that read the input itself; None until they are needed.
-        reach: Bounds that lie lower below zero than this are not lifted above it by their planes.
-    """
-
-    search: Search
-    root: Root
-    bounder: Bounder
-    patience: int = 0
-    spent: float = 0.0
-    readings: Sequence[Reading] | None = None
-    reach: float = math.inf
 
 
 def split_activations(search: Search, clauses: Tensor) -> Counterexample | bool | None:
@@ -141,15 +107,6 @@ def _cultivate(search: Search, root: Root, clauses: list[int]) -> Counterexample
         root, clauses = _refined(replace(tree, root=root), outcome, effort)
         pool, effort = outcome, effort * MORE
     return True
-
-
-def _readings(tree: Tree) -> Sequence[Reading]:
-    """Found once; certificates and balls know no planes but chords."""
-    if tree.readings is None:
-        has_planes = not tree.search.keep_leaves and isinstance(tree.root.region, BoxRegion)
-        state = tree.root.anchor.state
-        tree.readings = read_rectifiers(tree.search.graph, state) if has_planes else ()
-    return tree.readings
 
 
 def _tree(search: Search, root: Root, clauses: list[int]) -> Tree:
@@ -254,7 +211,7 @@ def _settle(domain: Domain, before: float) -> bool:
 def _refresh(tree: Tree, domains: list[Domain]) -> list[Domain]:
     """The domains with new bounds; those of which nothing is left are gone."""
     search = tree.search
-    batch, bound = _exact(tree, domains)
+    batch, bound = exact(tree, domains)
     state, empty = tighten(search.graph, batch.state, left(batch, bound))
     tree.spent += cost(search.graph, batch.state)
     return [
@@ -287,34 +244,9 @@ def _root(search: Search, clauses: Tensor, state: State | None) -> tuple[Root, l
     root = Root(region, Anchor(state, life), weights)
     for c, v in zip(clauses.tolist(), value.tolist(), strict=True):
         if v > 0 and search.keep_leaves:
-            search.leaves.append(_leaf(search, root, Domain(c, (), root.anchor), v))
+            search.leaves.append(leaf(search, root, Domain(c, (), root.anchor), v))
     search.domains += 1
     return root, [c for c, v in zip(clauses.tolist(), value.tolist(), strict=True) if v <= 0]
-
-
-def _leaf(
-    search: Search,
-    root: Root,
-    domain: Domain,
-    value: float,
-    slopes: Mapping[int, np.ndarray] | None = None,
-    multipliers: Sequence[float] = (),
-) -> Leaf:
-    clause = search.prop.clauses[domain.clause]
-    weights = np.zeros(len(clause.d))
-    chosen = root.weights[domain.clause].nonzero().flatten().tolist()
-    for i in chosen:  # rows past the clause's own are copies of its last
-        weights[min(i, len(weights) - 1)] += float(root.weights[domain.clause][i])
-    return Leaf(
-        domain.clause,
-        clause.lower,
-        clause.upper,
-        weights,
-        value,
-        domain.splits,
-        slopes or {},
-        tuple(multipliers),
-    )
 
 
 def _solve(tree: Tree, domains: list[Domain], steps: int) -> Counterexample | list[Domain]:
@@ -334,68 +266,11 @@ def _solve(tree: Tree, domains: list[Domain], steps: int) -> Counterexample | li
         if found is not None:
             return found
         seems = [d for d in part if d.value > 0]
-        proven = set(map(id, _prove(tree, seems))) if seems else set()
+        proven = set(map(id, prove(tree, seems))) if seems else set()
         rest = [d for d in part if id(d) not in proven]
-        closed = set(map(id, _close(tree, rest)))
+        closed = set(map(id, close(tree, rest)))
         left += [d for d in rest if id(d) not in closed]
     return left
-
-
-def _prove(tree: Tree, domains: list[Domain]) -> list[Domain]:
-    """Those whose bounds are positive in float64, with rounding errors."""
-    with torch.no_grad():
-        batch, bound = _exact(tree, domains)
-        shifted = Shifted(batch.region, batch.D, batch.d)
-        values = (shifted.minimum(bound.A) + bound.constant).flatten().tolist()
-    proven = [(d, v) for d, v in zip(domains, values, strict=True) if v > 0]
-    if tree.search.keep_leaves:
-        for domain, value in proven:
-            slopes = {i: t[:, 0, 0].numpy() for i, t in tree.bounder.parameters([domain]).items()}
-            multipliers = tree.bounder.multipliers(domain)
-            leaf = _leaf(tree.search, tree.root, domain, value, slopes, multipliers)
-            tree.search.leaves.append(leaf)
-    return [d for d, _ in proven]
-
-
-@torch.no_grad()
-def _close(tree: Tree, domains: list[Domain]) -> list[Domain]:
-    """Those that planes over the input prove, in float64 and with rounding errors."""
-    hopeful = [d for d in domains if d.value + tree.reach > 0]
-    readings = _readings(tree) if hopeful else ()
-    if not readings:
-        return []
-    search, closed = tree.search, []
-    batch, bound = _exact(tree, hopeful, frozenset(r.node for r in readings))
-    shifted = Shifted(batch.region, batch.D, batch.d)
-    parameters = tree.bounder.parameters(hopeful)
-    rows = rows_of(search.graph, batch.state, bound, shifted, readings, parameters)
-    for domain, row in zip(hopeful, rows, strict=True):
-        if search.is_over() or domain.value + tree.reach <= 0:
-            continue
-        if tightened(row, readings) > 0:
-            closed.append(domain)
-            tree.reach = max(tree.reach, -FARTHER * domain.value)
-        else:
-            tree.reach = min(tree.reach, -NEARER * domain.value)
-    return closed
-
-
-def _exact(
-    tree: Tree, domains: list[Domain], watch: frozenset[int] = frozenset()
-) -> tuple[Batch, LinearBound]:
-    """The linear bounds in float64, with rounding errors, at the choices of the search."""
-    batch = batch_of(tree.search, tree.root, domains, low=False)
-    bound = pull_back(
-        tree.search.graph,
-        len(tree.search.graph.nodes) - 1,
-        batch.A,
-        batch.state,
-        parameters=tree.bounder.parameters(domains),
-        cuts=batch.cuts,
-        multipliers=spread(batch, [tree.bounder.multipliers(d) for d in domains]),
-        watch=watch,
-    )
-    return batch, bound
 
 
 def _look(tree: Tree, domains: list[Domain]) -> Counterexample | None:
