@@ -17,6 +17,7 @@ from torch import Tensor
 
 from holdfast.graphs.operator import Box
 from holdfast.verifiers.attack import descend
+from holdfast.verifiers.clipping import clipped
 from holdfast.verifiers.crown import pull_back
 from holdfast.verifiers.problem import Counterexample, Leaf
 from holdfast.verifiers.propagation import propagate
@@ -59,12 +60,21 @@ class _Domains:
 @final
 @dataclass(frozen=True, slots=True)
 class _Bounded:
-    """Sub-boxes after bounding: ``value (n, c)`` and ``A (n, c, p)`` of the best rows."""
+    """Sub-boxes after bounding.
+
+    Attributes:
+        domains: The sub-boxes.
+        value: Least value of the best row ``(n, c)``.
+        best: Which that is ``(n, c)``.
+        A: Its coefficients ``(n, c, p)``.
+        rows: Linear bounds of all rows: coefficients ``(n, c, r, p)`` and constants ``(n, c, r)``.
+    """
 
     domains: _Domains
     value: Tensor
     best: Tensor
     A: Tensor
+    rows: tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -97,6 +107,11 @@ def split_inputs(search: Search, clauses: Tensor) -> Counterexample | bool:
         found = _look(search, clauses, bounded, keep, _is_turn(rounds))
         if found is not None:
             return found
+        if not search.keep_leaves:
+            bounded = _clip(bounded, keep)
+            keep = bounded.domains.open.any(1).nonzero().squeeze(1)
+            if not len(keep):
+                continue
         stack.append(_split(bounded, keep))
         rounds += 1
     return True
@@ -141,14 +156,13 @@ def _bound(search: Search, clauses: Tensor, domains: _Domains) -> _Bounded:
     A = bound.A
     if search.rows.D is not None:
         A = A + search.rows.D[clauses].reshape(1, *A.shape[1:])
-    value = (region.minimum(A) + bound.constant).reshape(n, *d.shape) + d
-    value, best = value.max(2)
+    constant = bound.constant.reshape(n, *d.shape) + d
+    value, best = (region.minimum(A).reshape(n, *d.shape) + constant).max(2)
     chosen = best[:, :, None, None].expand(-1, -1, 1, A[0, 0].numel())
-    A = A.reshape(n, *d.shape, -1).gather(2, chosen).squeeze(2)
+    A = A.reshape(n, *d.shape, -1)
     search.domains += n
-    return _Bounded(
-        _Domains(domains.lower, domains.upper, domains.open, state.boxes), value, best, A
-    )
+    domains = _Domains(domains.lower, domains.upper, domains.open, state.boxes)
+    return _Bounded(domains, value, best, A.gather(2, chosen).squeeze(2), (A, constant))
 
 
 def _collect(search: Search, clauses: Tensor, bounded: _Bounded) -> None:
@@ -194,6 +208,23 @@ def _look(
         x, _ = descend(search.single, search.rows32, at, (lo + hi) / 2, lo, hi, 10)
         found = search.check(at, x)
     return found
+
+
+def _clip(bounded: _Bounded, keep: Tensor) -> _Bounded:
+    """The kept sub-boxes within the least box around what their open clauses leave of them."""
+    domains = bounded.domains.rows(keep)
+    opened = domains.open & (bounded.value[keep] <= 0)
+    A, b = bounded.rows[0][keep], bounded.rows[1][keep]
+    n, c = b.shape[:2]
+    lower, upper = (t.repeat_interleave(c, 0) for t in (domains.lower, domains.upper))
+    part = clipped(Box(lower, upper), A.flatten(0, 1), b.flatten(0, 1))
+    opened &= (part.lower <= part.upper).all(1).reshape(n, c)
+    outside = ~opened.unsqueeze(2)
+    lower = part.lower.reshape(n, c, -1).masked_fill(outside, torch.inf).amin(1)
+    upper = part.upper.reshape(n, c, -1).masked_fill(outside, -torch.inf).amax(1)
+    domains = _Domains(lower, upper, opened, domains.boxes, domains.worst)
+    rows = bounded.rows
+    return _Bounded(domains, bounded.value[keep], bounded.best[keep], bounded.A[keep], rows)
 
 
 def _split(bounded: _Bounded, keep: Tensor) -> _Domains:

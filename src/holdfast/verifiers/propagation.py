@@ -24,6 +24,10 @@ from holdfast.verifiers.regions import Region
 Method = Literal["interval", "crown"]
 # Elements of the largest coefficient tensor handled at once; keeps a pass within caches and memory.
 CHUNK = 1 << 18
+CROWD = 8
+"""Least number of samples that are bounded together with as many rows for each."""
+CROWDED = 0.25
+"""Least share of these rows that are needed."""
 
 
 def propagate(
@@ -159,7 +163,7 @@ def refine(
     stops = all(isinstance(r.op, Activation) and r.op.is_rectifier for r in readers)
     stops &= not any(r.path for r in readers)
     plain = all(relaxes_rows(n) for n in graph.nodes[1 : node.index + 1])
-    if not (stops or (plain and len(node.shape) > 1)):
+    if not (stops or (plain and len(node.shape) > 1)) or _is_crowded(graph, node, loose):
         return _refined_together(graph, node, state, region, loose, rounding)
 
     def settled(low: Tensor, high: Tensor) -> Tensor:
@@ -174,6 +178,23 @@ def refine(
     lower = flattened(box.lower).index_put(at, low).reshape(box.lower.shape)
     upper = flattened(box.upper).index_put(at, high).reshape(box.upper.shape)
     return Box(torch.minimum(lower, upper), torch.maximum(lower, upper))
+
+
+def _is_crowded(graph: Graph, node: Node, loose: Tensor) -> bool:
+    """Whether many samples of a network of matrices have about as much to bound.
+
+    Then a product with all their rows is faster than to stop at each row by itself.
+    """
+    if len(loose) < CROWD or not all(len(n.shape) == 1 or _keeps(n) for n in
+                                     graph.nodes[: node.index + 1]):
+        return False
+    counts = loose.sum(1)
+    return bool(counts.sum() >= CROWDED * len(counts) * counts.max())
+
+
+def _keeps(node: Node) -> bool:
+    """Whether it is an input, or changes nothing but shape and scale."""
+    return not node.inputs or (node.op.is_affine and node.op.is_diagonal)
 
 
 def _refined_together(
