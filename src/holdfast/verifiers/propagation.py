@@ -185,8 +185,9 @@ def _is_crowded(graph: Graph, node: Node, loose: Tensor) -> bool:
 
     Then a product with all their rows is faster than to stop at each row by itself.
     """
-    if len(loose) < CROWD or not all(len(n.shape) == 1 or _keeps(n) for n in
-                                     graph.nodes[: node.index + 1]):
+    if len(loose) < CROWD or not all(
+        len(n.shape) == 1 or _keeps(n) for n in graph.nodes[: node.index + 1]
+    ):
         return False
     counts = loose.sum(1)
     return bool(counts.sum() >= CROWDED * len(counts) * counts.max())
