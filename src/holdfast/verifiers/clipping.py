@@ -5,7 +5,7 @@ A clause is violated only where all of its rows are at most zero, so where every
 input from what the others leave (Zhou et al., 2025, arXiv:2512.11087, "relaxed clipping"; the
 classical contraction of intervals by a linear inequality).
 """
-# ruff: noqa: N803, N806 - A is the matrix of the literature
+# ruff: noqa: N803 - A is the matrix of the literature
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Branch and bound over the input box, for networks with few inputs.
 
-Hundreds of sub-boxes are bounded together; each is closed when every clause has a row proven to be
+Hundreds of parts are bounded together; each is closed when every clause has a row proven to be
 positive. Rows that stay open are bounded again with slopes optimised for them, which costs little
-beside the bounds of all neurons, and the box is clipped to where all linear bounds allow a violation.
+beside the bounds of all neurons, and the box is clipped to where linear bounds allow a violation.
 What is left is halved where the rows' default bounds lose most: ``|A_i| (u_i - l_i)``, with small
 coefficients raised to a tenth of the largest, as they stand for what relaxation hid. Optimised
 bounds would not do there, since they are flat in inputs that matter.
@@ -26,8 +26,8 @@ from holdfast.verifiers.sub_boxes import Bounded, RowBounder, SubBoxes
 
 BATCH = 256
 LEAST_COEFFICIENT = 0.1  # relative to the largest; see the module's docstring
-# Rounds between two gradient searches inside the worst sub-boxes; the first come earlier.
-DESCEND_EVERY = 16
+# Gradients are followed in every round from so many parts by bound and by value, so many steps.
+STARTS, DESCENT = 64, 20
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def split_inputs(search: Search, clauses: Tensor) -> Counterexample | bool:
         left = _narrowed(search, bounder, _pop(stack))
         if not len(left.parts):
             continue
-        found = _look(search, clauses, left, _is_turn(rounds))
+        found = _look(search, clauses, left)
         if found is not None:
             return found
         stack.append(_split(left))
@@ -74,10 +74,6 @@ def _narrowed(search: Search, bounder: RowBounder, parts: SubBoxes) -> Bounded:
     _collect(search, bounder.clauses, left)
     left = left.without_proven()
     return left if search.keep_leaves or not len(left.parts) else _clipped(left)
-
-
-def _is_turn(rounds: int) -> bool:
-    return rounds % DESCEND_EVERY == 0 or (rounds < DESCEND_EVERY and rounds & (rounds - 1) == 0)
 
 
 def _pop(stack: list[SubBoxes]) -> SubBoxes:
@@ -125,21 +121,29 @@ def _collect(search: Search, clauses: Tensor, bounded: Bounded) -> None:
         )
 
 
-def _look(search: Search, clauses: Tensor, left: Bounded, deep: bool) -> Counterexample | None:
-    """Tries the centre and the corner of least bound; now and then descends from the worst ones."""
+def _look(search: Search, clauses: Tensor, left: Bounded) -> Counterexample | None:
+    """Tries the centre and the corner of least bound of every part; descends from the best ones.
+
+    These are the parts with the least bounds and those with the least values found.
+    """
+    if not search.look:
+        return None
     lower, upper = left.parts.lower, left.parts.upper
     n = torch.arange(len(lower))
     local = left.value.masked_fill(~left.parts.open, torch.inf).argmin(1)
     clause, A = clauses[local], left.A[n, local, left.best[n, local]]
-    corner = torch.where(A > 0, lower, upper)
-    points = torch.cat([corner, (lower + upper) / 2])
-    found = search.check(clause.repeat(2), points)
-    if found is None and deep and search.look:
-        worst = left.value.amin(1).argsort()[:64]
-        lo, hi, at = lower[worst].float(), upper[worst].float(), clause[worst]
-        x, _ = descend(search.single, search.rows32, at, (lo + hi) / 2, lo, hi, 10)
-        found = search.check(at, x)
-    return found
+    points = torch.stack([torch.where(A > 0, lower, upper), (lower + upper) / 2])
+    flat = points.flatten(0, 1)
+    found = search.check(clause.repeat(2), flat)
+    if found is not None:
+        return found
+    value, which = search.worst(clause.repeat(2), flat).reshape(2, -1).min(0)
+    ends = left.value[n, local].argsort()[:STARTS], value.argsort()[:STARTS]
+    chosen = torch.cat(ends).unique()
+    lo, hi, at = lower[chosen].float(), upper[chosen].float(), clause[chosen]
+    start = points[which[chosen], chosen].float()
+    x, _ = descend(search.single, search.rows32, at, start, lo, hi, DESCENT)
+    return search.check(at, x)
 
 
 def _clipped(left: Bounded) -> Bounded:

@@ -67,9 +67,7 @@ class Search:
         """Replays those of the points ``x (n, p)`` that violate their clause in this process."""
         if not self.look or not len(x):
             return None
-        x32 = x.float()
-        y = flattened(self.single(x32.reshape(-1, *self.graph.input_shape)))
-        worst = self.rows32.values(clause, x32, y).amax(1)
+        worst = self.worst(clause, x)
         # Slightly positive values may still be violations in the runtime's own rounding.
         order = worst.argsort()[:3]
         for i in order.tolist():
@@ -78,3 +76,10 @@ class Search:
                 if found is not None:
                     return found
         return None
+
+    @torch.no_grad()
+    def worst(self, clause: Tensor, x: Tensor) -> Tensor:
+        """The greatest row of the clause of each point ``x (n, p)`` in float32 ``(n,)``."""
+        single = x.float()
+        y = flattened(self.single(single.reshape(-1, *self.graph.input_shape)))
+        return self.rows32.values(clause, single, y).amax(1)

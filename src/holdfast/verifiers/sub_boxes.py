@@ -68,7 +68,7 @@ class Bounded:
         A: Coefficients of the rows' bounds with default slopes ``(n, c, r, p)``.
         limits: Linear functions that the rows do not fall below: coefficients ``(n, c, k, p)`` and
             constants ``(n, c, k)``.
-        slopes: Slopes by node, where others than the default were sought ``(n, c, r, *shape)``.
+        slopes: Slopes by node ``(n, c, r, *shape)``, where they were sought or leaves are kept.
     """
 
     parts: SubBoxes
@@ -120,7 +120,12 @@ class RowBounder:
         bound = pull_back(graph, len(graph.nodes) - 1, self._rows(len(parts)), state)
         A, b, value = self._linear(region, bound.A, bound.constant)
         value, best = value.max(2)
-        return Bounded(parts, state, value, best, A, (A, b), {})
+        slopes = {}
+        if self.search.keep_leaves:
+            k = A.shape[1] * A.shape[2]
+            choices = default_choices(graph, state, len(graph.nodes) - 1, k)
+            slopes = _by_row(choices.parameters, A)
+        return Bounded(parts, state, value, best, A, (A, b), slopes)
 
     def improved(self, bounded: Bounded) -> Bounded:
         """With slopes optimised for every row; sought in float32, evaluated with rounding."""
@@ -144,11 +149,7 @@ class RowBounder:
             torch.where(is_better, best, bounded.best),
             bounded.A,
             (torch.cat([bounded.limits[0], A], 2), torch.cat([bounded.limits[1], b], 2)),
-            {
-                i: t[0].reshape(*A.shape[:3], *t.shape[3:])
-                for i, t in choices.parameters.items()
-                if len(t) == 1
-            },
+            _by_row(choices.parameters, A),
         )
 
     def _region(self, parts: SubBoxes) -> BoxRegion:
@@ -171,3 +172,10 @@ class RowBounder:
         constant = constant.reshape(n, *d.shape) + d
         value = region.minimum(A).reshape(n, *d.shape) + constant
         return A.reshape(n, *d.shape, -1), constant, value
+
+
+def _by_row(parameters: Mapping[int, Tensor], A: Tensor) -> dict[int, Tensor]:
+    """Slopes ``(n, c, r, *shape)`` of the relaxations with a single choice."""
+    return {
+        i: t[0].reshape(*A.shape[:3], *t.shape[3:]) for i, t in parameters.items() if len(t) == 1
+    }
