@@ -38,9 +38,9 @@ def clipped(box: Box, A: Tensor, b: Tensor) -> Box:
             a = A[:, r]
             least = torch.where(rising[:, r], a * lower, a * upper)
             size = (a.abs() * torch.maximum(lower.abs(), upper.abs())).sum(1) + b[:, r].abs()
+            # Pays for the sums, and for the quotient too, which counts within the box only.
             rest = b[:, r] + least.sum(1) - unit * size
             end = (least - rest.unsqueeze(1)) / share[:, r]
-            slack = unit * end.abs()
-            upper = torch.where(rising[:, r], torch.fmin(upper, end + slack), upper)
-            lower = torch.where(a < 0, torch.fmax(lower, end - slack), lower)
+            upper = torch.where(rising[:, r], torch.fmin(upper, end), upper)
+            lower = torch.where(a < 0, torch.fmax(lower, end), lower)
     return Box(lower, upper)
