@@ -1,9 +1,9 @@
 """Attacks from scores alone beside their authors' code, at equal queries, sample by sample.
 
 Square in l1 beside AutoAttack's, Sparse-RS in l0 beside its repository's (which counts pixels: it
-is given flattened inputs, so that it counts coordinates, as the threat does). Success is judged
-here.
-Work is kept in pieces under ``build/black_box``, so a run may be stopped and gone on with:
+is given flattened inputs, so that it counts coordinates, as the threat does), and the whole preset
+``autoattack`` in l1, which has Square at its end. Success is judged here. Work is kept in
+pieces under ``build/black_box``, so a run may be stopped and gone on with:
 
     python benchmarks/black_box.py --autoattack DIR --sparse-rs DIR
 """
@@ -16,6 +16,7 @@ import importlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import holdfast
 from _common import ROOT, counted, write
 from _validation import network, samples
 from holdfast.registry import attack
@@ -45,6 +47,7 @@ CASES = {
         ("cifar_cnn_a_mix", "l0:15"),
         ("fashion_residual_pgd_l2", "l0:15"),
     ),
+    "autoattack": (("cifar_cnn_a_mix", "l1:4"), ("mnist_pgd", "l1:8")),
 }
 
 
@@ -53,6 +56,29 @@ def ours(name: str, norm: str) -> Search:
 
     def run(net: nn.Module, x: Tensor, y: Tensor, eps: float, queries: int, seed: int) -> Tensor:
         return attack(name, queries=queries)(net, x, y, f"{norm}:{eps}", seed=seed)
+
+    return run
+
+
+def preset(net: nn.Module, x: Tensor, y: Tensor, eps: float, queries: int, seed: int) -> Tensor:
+    """Our ``autoattack``; ``queries`` has no say in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = {"curve_steps": 0, "verify": "off", "seed": seed, "out": folder}
+        report = holdfast.audit(net, (x, y), f"l1:{eps}", cascade="autoattack", **options)
+        rows, points = report.adversarial()
+    x_adv = x.clone()
+    x_adv[rows] = points.to(x)
+    return x_adv
+
+
+def autoattack(folder: Path) -> Search:
+    """The authors' own AutoAttack in l1 (``folder``: fra31/auto-attack)."""
+
+    def run(net: nn.Module, x: Tensor, y: Tensor, eps: float, queries: int, seed: int) -> Tensor:
+        module = _imported(folder, "autoattack")
+        options = {"version": "standard", "verbose": False, "device": str(x.device)}
+        whole = module.AutoAttack(net, norm="L1", eps=eps, seed=seed, **options)
+        return whole.run_standard_evaluation(x, y, bs=len(x))
 
     return run
 
@@ -165,12 +191,17 @@ def main() -> None:
     parser.add_argument("--autoattack", type=Path, help="a checkout of fra31/auto-attack")
     parser.add_argument("--sparse-rs", type=Path, help="a checkout of fra31/sparse-rs")
     options = parser.parse_args()
-    authors = {"square": (options.autoattack, square), "sparse_rs": (options.sparse_rs, sparse_rs)}
+    authors = {
+        "square": (options.autoattack, square),
+        "sparse_rs": (options.sparse_rs, sparse_rs),
+        "autoattack": (options.autoattack, autoattack),
+    }
     rows = []
     for name in options.attacks:
         folder, make = authors[name]
         for case in CASES[name]:
-            tools = {"ours": ours(name, case[1].partition(":")[0])}
+            own = preset if name == "autoattack" else ours(name, case[1].partition(":")[0])
+            tools = {"ours": own}
             tools |= {"authors": make(folder)} if folder else {}
             if options.models and case[0] not in options.models:
                 continue

@@ -20,8 +20,8 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from holdfast.attacks._domain import ends_of
 from holdfast.attacks._losses import goal_margin
+from holdfast.attacks._places import drawn_from, painted
 from holdfast.attacks.base import Answer, Attack, Card, Problem, Query
 from holdfast.engine.random import Rng
 from holdfast.errors import PlanError
@@ -98,8 +98,8 @@ class SparseRS(Attack):
         """Start from random values in random places."""
         bits = problem.rng.bits((problem.x[0].numel(),))
         everywhere = torch.ones_like(bits, dtype=torch.bool)
-        places = _first(everywhere, bits, _n_places(problem.allowed))
-        points = _painted(problem.allowed, problem.x, problem.x, places, bits)
+        places = drawn_from(everywhere, bits, _n_places(problem.allowed))
+        points = painted(problem.allowed, problem.x, places, bits)
         return SparseRSState(
             allowed=problem.allowed,
             y=problem.y,
@@ -154,34 +154,14 @@ def _swapped(state: SparseRSState, n_swaps: Tensor) -> SparseRSState:
     Where too few lie outside the set, some that leave come back with another value.
     """
     bits = state.rng.fold(state.step).bits((state.places.shape[1],))
-    leaving = _first(state.places, bits, n_swaps)
+    leaving = drawn_from(state.places, bits, n_swaps)
     n_outside = (~state.places).sum(1)
-    entering = _first(~state.places, bits, n_swaps)
-    entering |= _first(leaving, bits, (n_swaps - n_outside).clamp_min(0))
+    entering = drawn_from(~state.places, bits, n_swaps)
+    entering |= drawn_from(leaving, bits, (n_swaps - n_outside).clamp_min(0))
     x = state.allowed.x
     kept = torch.where(leaving.reshape(x.shape), x, state.best)
     return replace(
         state,
-        points=_painted(state.allowed, x, kept, entering, bits),
+        points=painted(state.allowed, kept, entering, bits),
         proposed=(state.places & ~leaving) | entering,
     )
-
-
-def _first(among: Tensor, bits: Tensor, count: Tensor) -> Tensor:
-    """A random ``count`` ``(n,)`` of the marked places ``(n, m)``, or all where there are fewer."""
-    order = torch.where(among, bits & torch.iinfo(torch.int64).max, -1)
-    most = int(count.max()) if len(count) else 0
-    key, index = order.topk(most, dim=1)
-    rank = torch.arange(most, device=index.device)
-    chosen = (rank < count[:, None]) & (key >= 0)
-    return torch.zeros_like(among).scatter_(1, index, chosen)
-
-
-def _painted(
-    allowed: AllowedSet, x: Tensor, points: Tensor, places: Tensor, bits: Tensor
-) -> Tensor:
-    """``points`` with a random end of the domain in these places, never the clean value."""
-    lower, upper = ends_of(allowed)
-    is_up = (bits & 1).bool().reshape(x.shape)
-    is_up = (is_up | (x == lower)) & (x != upper)
-    return torch.where(places.reshape(x.shape), torch.where(is_up, upper, lower), points)
