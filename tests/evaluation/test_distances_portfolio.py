@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from holdfast.evaluation.distances import PACE_L1, portfolio
+from holdfast.evaluation.distances import PACE, portfolio
 
 BEGINS = {
     "linf": ["x", "nearest"],
     "l2": ["x", "afar", "nearest"],
-    "l1": ["x", "nearest"],
-    "l0": ["afar", "x"],
+    "l1": ["x", "afar", "nearest"],
+    "l0": ["afar", "afar", "nearest"],
 }
 
 
@@ -31,7 +31,8 @@ def test_a_run_looks_at_no_more_classes_than_there_are():
     assert portfolio("l2", 1000, n_wrong=1)[0].attack.option("n_targets", 0) == 1
 
 
-def test_l1_takes_longer_steps_from_the_nearest():
-    options = portfolio("l1", 200)[-1].attack.options()
-    assert {name: options[name] for name in PACE_L1} == PACE_L1
-    assert portfolio("l2", 200)[-1].attack.options()["step_size"] < PACE_L1["step_size"]
+@pytest.mark.parametrize("norm", PACE)
+def test_each_norm_has_its_pace(norm):
+    for turn in portfolio(norm, 200)[1:]:
+        options = turn.attack.options()
+        assert {name: options[name] for name in PACE[norm]} == PACE[norm]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from holdfast import registry
 from holdfast.attacks.base import Attack
+from holdfast.attacks.boundary_walk import BISECTIONS as WALK_BISECTIONS
 from holdfast.data import ArrayData
 from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
@@ -34,11 +35,14 @@ BISECTIONS = 8  # of the polish: the distance known to 1/256 of itself
 ROUNDS, PER_ROUND = 8, 40  # in l0 instead: rounds at most, and passes that there are for each
 SMALLEST_BUDGET = 40
 MOST_TARGETS = 5  # classes that are gone for, likeliest first
-ARRIVES = {"linf": 45, "l2": 45, "l1": 90}  # passes that a run needs to get near the boundary
-SHARES = {"linf": (0.5, 0.0), "l2": (0.5, 0.2), "l1": (0.5, 0.0)}
-"""Of the passes: to look around from x, and to come back from a random input; the rest goes on."""
-PACE_L1 = {"step_size": 1.0, "loss": "margin"}
-AFAR, STEP_AFAR = 0.5, 0.15  # l0: share of the passes for a start far away, and its first step size
+ARRIVES = {"linf": 45, "l2": 38, "l1": 65}  # passes that a run needs to get near the boundary
+SHARES = {"linf": (0.5, 0.0), "l2": (0.4, 0.35), "l1": (0.35, 0.2), "l0": (0.4, 0.3)}
+"""Of the passes: to look around from x, and to come back from a random input; the rest goes on.
+
+In l0 both come back from random inputs, along the boundary and over all coordinates.
+"""
+PACE = {"linf": {}, "l2": {"step_size": 1.0}, "l1": {"step_size": 1.0, "loss": "margin"}}
+REGION, STEP_AFAR = 0.8, 0.15  # l0: the walk's first trust region, the other run's first step size
 
 
 @dataclass(frozen=True)
@@ -192,9 +196,9 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
 
     Some of the passes look around: one run towards each of the likeliest wrong classes, as many as
     arrive within them, for the boundaries of several classes are often about equally near. In l2
-    some begin at a random input, however far: a nearer boundary may lie where gradients at x do not
-    lead. The others go on from the nearest input found. In l0 sigma-zero begins at a random input
-    of the domain, then at x.
+    and l1 some begin at a random input, however far: a nearer boundary may lie where gradients at x
+    do not lead. The others go on from the nearest input found. In l0 a walk along the boundary and
+    sigma-zero begin at random inputs, and another walk goes on from the nearest one.
 
     Args:
         norm: ``linf``, ``l2``, ``l1`` or ``l0``.
@@ -202,24 +206,34 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
         n_wrong: Wrong classes that there are.
     """
     make = registry.attack
-    if norm == "l0":
-        first = int(AFAR * budget)
-        steps = [max(1, passes // 2 - JUDGING) for passes in (first, budget - first)]
-        afar = make("sigma_zero", steps=steps[0], step_size=STEP_AFAR)
-        return [Turn(afar, first, "afar"), Turn(make("sigma_zero", steps=steps[1]), budget - first)]
     first, back = (int(share * budget) for share in SHARES[norm])
+    rest = budget - first - back
+    if norm == "l0":
+        walks = [
+            make("boundary_walk", steps=_steps(n - WALK_BISECTIONS), region=REGION)
+            for n in (first, rest)
+        ]
+        afar = make("sigma_zero", steps=_steps(back), step_size=STEP_AFAR)
+        return [
+            Turn(walks[0], first, "afar"),
+            Turn(afar, back, "afar"),
+            Turn(walks[1], rest, "nearest"),
+        ]
     n_targets = max(1, min(MOST_TARGETS, n_wrong, first // ARRIVES[norm]))
-    look = {"steps": max(1, first // (2 * n_targets) - JUDGING), "n_targets": n_targets}
+    look = {"steps": _steps(first // n_targets), "n_targets": n_targets}
     around = make("shrinking_ball", **look)
     if norm != "linf":
         around = make("fab", is_thrifty=True, **look)
     turns = [Turn(around, first)]
     if back:
-        turns.append(Turn(make("shrinking_ball", steps=max(1, back // 2 - JUDGING)), back, "afar"))
-    rest = budget - first - back
-    pace = PACE_L1 if norm == "l1" else {}
-    onward = make("shrinking_ball", steps=max(1, rest // 2 - JUDGING), **pace)
+        turns.append(Turn(make("shrinking_ball", steps=_steps(back), **PACE[norm]), back, "afar"))
+    onward = make("shrinking_ball", steps=_steps(rest), **PACE[norm])
     return [*turns, Turn(onward, rest, "nearest")]
+
+
+def _steps(passes: int) -> int:
+    """Gradient steps, of two passes each, that leave some for the judge."""
+    return max(1, passes // 2 - JUDGING)
 
 
 def _turns(
