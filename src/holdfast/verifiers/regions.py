@@ -260,7 +260,8 @@ def threat_region(
     if bool(((x < low) | (x > high)).any()):
         raise ValueError(
             f"inputs range from {float(x.min())} to {float(x.max())}, outside their domain "
-            f"[{float(low.min())}, {float(high.max())}]; give lower= and upper="
+            f"[{float(low.min())}, {float(high.max())}]; give their range as "
+            "domain=(least, greatest)"
         )
     if norm == "linf":
         width = radius.reshape(-1, *[1] * (x.dim() - 1))
