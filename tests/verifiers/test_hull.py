@@ -111,6 +111,20 @@ def test_rounding_is_charged(monkeypatch):
     assert len(row.A) * torch.finfo(torch.float64).eps * size < bare - free < 1e-7
 
 
+def test_too_large_layers_are_left_alone(monkeypatch):
+    graph, region, readings, *_ = made("convolution", 0)
+    state = propagate(graph, region)
+    entries = readings[0].weight.numel()
+    monkeypatch.setattr(hull, "MOST_ENTRIES", entries)
+    assert read_rectifiers(graph, state)
+    monkeypatch.setattr(hull, "MOST_ENTRIES", entries - 1)
+    assert not read_rectifiers(graph, state)
+    monkeypatch.undo()
+    monkeypatch.setattr(hull, "_read", lambda *_: pytest.fail("it is read"))
+    monkeypatch.setattr(hull, "MOST_READ", 36 * len(readings[0].neuron) - 1)
+    assert not read_rectifiers(graph, state)
+
+
 def test_neurons_behind_others_are_not_read():
     graph, *_ = made("deep", 0)
     state = propagate(graph, BoxRegion(-torch.ones(1, 5).double(), torch.ones(1, 5).double()))

@@ -34,8 +34,10 @@ from holdfast.verifiers.regions import BoxRegion
 
 STEPS = 30
 """Mixtures tried."""
-MOST_ENTRIES = 1 << 20
+MOST_ENTRIES = 1 << 19
 """Weights of all undecided neurons; where there are more, a step costs more than a split gains."""
+MOST_READ = 1 << 28
+"""Coefficients pulled back to find them, a few seconds' work."""
 CHUNK = 1 << 18
 """Elements of the coefficients of neurons read at once."""
 LINE_SEARCH = 12
@@ -102,12 +104,15 @@ def read_rectifiers(graph: Graph, state: State) -> list[Reading]:
     for node in graph.nodes[1:]:
         if node.op.is_affine and direct.issuperset(node.inputs):
             direct.add(node.index)
-    found, entries = [], 0
+    found, entries, read = [], 0, 0
     for node in graph.nodes:
         if not isinstance(node.op, ReLU) or node.inputs[0] not in direct:
             continue
         box = state.boxes[node.inputs[0]]
         neuron = flattened(node.op.is_loose(box))[0].nonzero()[:, 0]
+        read += len(neuron) * max(n.size for n in graph.nodes[: node.index])
+        if read > MOST_READ:
+            return []
         if len(neuron):
             found.append(_read(graph, node.index, neuron, state))
             entries += found[-1].weight.numel()
