@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from torch import nn
 
 from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers import hull
+from holdfast.verifiers.bounds import lower_over
+from holdfast.verifiers.certify import certify
 from holdfast.verifiers.crown import pull_back
 from holdfast.verifiers.domains import Shifted
 from holdfast.verifiers.hull import Row, read_rectifiers, rows_of, tightened
@@ -109,6 +112,42 @@ def test_rounding_is_charged(monkeypatch):
     largest = torch.maximum(region.lower.abs(), region.upper.abs()).flatten()
     size = float((row.A.abs() * largest).sum() + row.constant.abs())
     assert len(row.A) * torch.finfo(torch.float64).eps * size < bare - free < 1e-7
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolution"])
+def test_bounds_of_several_rows_are_lifted_where_they_are_not_positive(kind: str):
+    graph, region, *_ = made(kind, 5)
+    rows = torch.tensor([[[1.0], [-1.0], [0.0]]], dtype=torch.float64)
+    plain, _ = lower_over(graph, region, rows, "alpha-crown")
+    planes, _ = lower_over(graph, region, rows, "alpha-crown", planes=True)
+    share = torch.rand(4000, *graph.input_shape, dtype=torch.float64).round()
+    y = graph(region.lower + share * (region.upper - region.lower))
+    least = torch.stack([y.min(), (-y).min(), torch.zeros_like(y).min()])
+    assert (planes[0] <= least).all()
+    assert (planes >= plain).all()
+    low = plain[0] <= 0
+    assert (planes[0] > plain[0])[low & (least > 0)].all()
+    assert torch.equal(planes[0, ~low], plain[0, ~low])
+
+
+def test_an_open_sample_is_certified_by_planes(monkeypatch):
+    """A margin between the bound by slopes and the true one is proven without branching."""
+    graph, region, *_ = made("dense", 1, width=0.25)
+    x = (region.lower + region.upper) / 2
+    corners = torch.tensor(list(itertools.product((0.0, 1.0), repeat=5))).double()
+    y = graph(region.lower + corners * (region.upper - region.lower))
+    slopes = float(lower_over(graph, region, torch.ones(1, 1, 1).double(), "alpha-crown")[0])
+    assert slopes < float(y.min()) - 1e-3
+    last = graph.nodes[-1]
+    bias = last.op.bias - (0.2 * slopes + 0.8 * float(y.min()))
+    nodes = (*graph.nodes[:-1], replace(last, op=replace(last.op, bias=bias)))
+    moved = replace(graph, nodes=nodes)
+    label = torch.ones(1, dtype=torch.long)
+    (found,) = certify(moved, x, label, 0.25, effort="standard", domain=(-9.0, 9.0))
+    assert (found.status, found.margin > 0) == ("unsat", True)
+    monkeypatch.setattr("holdfast.verifiers.bounds.lifted", lambda *args: args[-1])
+    (found,) = certify(moved, x, label, 0.25, effort="standard", domain=(-9.0, 9.0))
+    assert found.status == "unknown"
 
 
 def test_too_large_layers_are_left_alone(monkeypatch):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from holdfast.verifiers.alpha_crown import (
 )
 from holdfast.verifiers.crown import State, pull_back
 from holdfast.verifiers.elision import elided
+from holdfast.verifiers.hull import lifted
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import Norm, Region, threat_region
 
@@ -107,6 +108,7 @@ def lower_over(
     method: BoundMethod = "crown",
     steps: int = 20,
     known: Sequence[Box] | None = None,
+    planes: bool = False,
 ) -> tuple[Tensor, State]:
     """Lower bounds ``(n, k)`` of ``C @ outputs`` over any region, and the boxes of all nodes.
 
@@ -118,6 +120,8 @@ def lower_over(
         method: As for ``bounds``.
         steps: Gradient steps of ``alpha-crown``.
         known: Boxes of all nodes that hold already, for instance of a larger region.
+        planes: Try rows of ``alpha-crown`` that are not positive again with the envelopes of the
+            first layer, see ``hull``; for one sample in float64.
     """
     rounding = C.dtype == torch.float64
     inner = "interval" if method in ("ibp", "interval", "crown-ibp") else "crown"
@@ -127,7 +131,9 @@ def lower_over(
     if method not in ("ibp", "interval"):
         if method == "alpha-crown":
             state = sharpen(graph, region, state, steps)
-            backward = _optimised(graph, region, state, A, steps)
+            backward, chosen = _optimised(graph, region, state, A, steps)
+            if planes:
+                backward = lifted(graph, region, state, A, chosen, backward)
         else:
             bound = pull_back(graph, len(graph.nodes) - 1, A, state, rounding=rounding)
             backward = region.minimum(bound.A) + bound.constant
@@ -167,7 +173,9 @@ def _rows(graph: Graph, C: Tensor | None, n: int, dtype: torch.dtype) -> Tensor:
     return C.expand(n, *C.shape) if C.dim() == 2 else C
 
 
-def _optimised(graph: Graph, region: Region, state: State, A: Tensor, steps: int) -> Tensor:
+def _optimised(
+    graph: Graph, region: Region, state: State, A: Tensor, steps: int
+) -> tuple[Tensor, Mapping[int, Tensor]]:
     """Choices searched in float32, bounds evaluated in the graph's precision."""
     start, rounding = len(graph.nodes) - 1, A.dtype == torch.float64
     with torch.no_grad():
@@ -177,4 +185,4 @@ def _optimised(graph: Graph, region: Region, state: State, A: Tensor, steps: int
         choices, _ = optimise(*args, choices, steps=steps, rate=RATE)
     chosen = choices.map(lambda t: t.to(A.dtype)).parameters
     bound = pull_back(graph, start, A, state, parameters=chosen, rounding=rounding)
-    return region.minimum(bound.A) + bound.constant
+    return region.minimum(bound.A) + bound.constant, chosen

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.shapes import flattened
 from holdfast.graphs.torch_capture import capture
-from holdfast.verifiers.bounds import bounds, margins
+from holdfast.verifiers.bounds import bounds, lower_over, margins
 from holdfast.verifiers.deployed import float32_error
 from holdfast.verifiers.problem import Clause, Property, Status
 from holdfast.verifiers.propagation import propagate
@@ -68,8 +68,8 @@ def certify(
         y: Classes ``(n,)``.
         eps: Radius.
         norm: The norm.
-        effort: ``fast`` stops after CROWN, ``standard`` after optimised slopes, ``thorough``
-            goes on to branch and bound, which finds counterexamples for ``linf`` only.
+        effort: ``fast`` stops after CROWN, ``standard`` after optimised slopes and envelopes of
+            the first layer, ``thorough`` goes on to branch and bound, which finds counterexamples for ``linf`` only.
         domain: Least and greatest input value.
         timeout_s: Seconds of branch and bound per sample.
 
@@ -82,13 +82,13 @@ def certify(
     with torch.no_grad():
         margin = bounds(graph, x, eps, norm, C=C, domain=domain).lower.amin(1)
         if effort != "fast":
+            exact = graph.to(torch.float64, x.device)
             left = (margin <= 0).nonzero().squeeze(1)
             for i in left.tolist():
                 one = slice(i, i + 1)
-                better = bounds(
-                    graph, x[one], eps, norm, C=C[one], domain=domain, method="alpha-crown"
-                )
-                margin[one] = torch.maximum(margin[one], better.lower.amin(1))
+                region = threat_region(x[one].double(), eps, norm, *domain)
+                better, _ = lower_over(exact, region, C[one].double(), "alpha-crown", planes=True)
+                margin[one] = torch.maximum(margin[one], better.amin(1))
         slack = _rounding(graph, x, eps, norm, domain)
     found = [
         Certified("unsat" if m > 0 else "unknown", m, rounding=r)

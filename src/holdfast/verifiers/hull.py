@@ -30,7 +30,7 @@ from holdfast.graphs.operators.relu import ReLU
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import LinearBound, State, pull_back
 from holdfast.verifiers.domains import Shifted
-from holdfast.verifiers.regions import BoxRegion
+from holdfast.verifiers.regions import BoxRegion, Region
 
 STEPS = 30
 """Mixtures tried."""
@@ -223,7 +223,7 @@ def rows_of(
     readings: Sequence[Reading],
     parameters: Mapping[int, Tensor],
 ) -> list[Row]:
-    """The only row of every sample of a backward pass that watched the readings' nodes.
+    """The rows of a backward pass that watched the readings' nodes, sample by sample.
 
     Args:
         graph: The network.
@@ -235,7 +235,8 @@ def rows_of(
     """
     region = shifted.region
     assert isinstance(region, BoxRegion)
-    A, constant = flattened(shifted.full(bound.A)[:, 0]), (bound.constant + shifted.d)[:, 0]
+    A, constant = flattened(shifted.full(bound.A), 2), bound.constant + shifted.d
+    lower, upper = flattened(region.lower), flattened(region.upper)
     sides = []
     for reading in readings:
         node = graph.nodes[reading.node]
@@ -243,13 +244,50 @@ def rows_of(
         assert isinstance(op, ReLU)
         lines = op.relax(box.lower[:, None], box.upper[:, None], parameters.get(reading.node))
         after = bound.watched.get(reading.node, torch.zeros_like(lines.lower_slope))
-        values = (after[:, 0], box.lower, box.upper, lines.lower_slope[:, 0])
-        sides.append([flattened(v)[:, reading.neuron] for v in values])
+        values = after, box.lower[:, None], box.upper[:, None], lines.lower_slope
+        sides.append(
+            [flattened(v, 2)[:, :, reading.neuron].expand(*A.shape[:2], -1) for v in values]
+        )
     return [
-        Row(A[i], constant[i], flattened(region.lower)[i], flattened(region.upper)[i],
-            *([side[k][i] for side in sides] for k in range(4)))
-        for i in range(len(A))
+        Row(A[i, j], constant[i, j], lower[i], upper[i],
+            *([side[k][i, j] for side in sides] for k in range(4)))
+        for i in range(len(A)) for j in range(A.shape[1])
     ]  # fmt: skip
+
+
+@torch.no_grad()
+def lifted(
+    graph: Graph,
+    region: Region,
+    state: State,
+    A: Tensor,
+    parameters: Mapping[int, Tensor],
+    value: Tensor,
+) -> Tensor:
+    """Lower bounds of rows over one sample's box; those that are not positive are tried again.
+
+    Args:
+        graph: The network in float64.
+        region: The inputs; nothing is tried over other regions than a box.
+        state: Boxes of all nodes ``(1, ...)``.
+        A: Rows over the outputs ``(1, k, *outputs)``.
+        parameters: Lower slopes of the rectifiers.
+        value: What bounds they have ``(1, k)``.
+    """
+    low = (value[0] <= 0).nonzero()[:, 0]
+    if not isinstance(region, BoxRegion) or not len(low):
+        return value
+    readings = read_rectifiers(graph, state)
+    if not readings:
+        return value
+    chosen = {i: t if t.shape[2] == 1 else t[:, :, low] for i, t in parameters.items()}
+    watch = frozenset(r.node for r in readings)
+    last = len(graph.nodes) - 1
+    bound = pull_back(graph, last, A[:, low], state, parameters=chosen, watch=watch)
+    shifted = Shifted(region, None, value.new_zeros(1, 1))
+    rows = rows_of(graph, state, bound, shifted, readings, chosen)
+    found = torch.tensor([tightened(row, readings) for row in rows], dtype=value.dtype)
+    return value.index_copy(1, low, torch.fmax(value[:, low], found[None]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
