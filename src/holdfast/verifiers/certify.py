@@ -69,7 +69,8 @@ def certify(
         eps: Radius.
         norm: The norm.
         effort: ``fast`` stops after CROWN, ``standard`` after optimised slopes and envelopes of
-            the first layer, ``thorough`` goes on to branch and bound, which finds counterexamples for ``linf`` only.
+            the first layer, ``thorough`` goes on to branch and bound, which finds counterexamples
+            for ``linf`` only.
         domain: Least and greatest input value.
         timeout_s: Seconds of branch and bound per sample.
 
