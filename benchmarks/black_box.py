@@ -39,13 +39,13 @@ CASES = {
         ("mnist_clean", "l1:10"),
         ("mnist_pgd", "l1:10"),
         ("cifar_cnn_a_mix", "l1:12"),
-        ("fashion_residual_pgd_l2", "l1:10"),
+        ("mnist_fgsm", "l1:10"),
     ),
     "sparse_rs": (
         ("mnist_clean", "l0:10"),
         ("mnist_pgd", "l0:6"),
         ("cifar_cnn_a_mix", "l0:15"),
-        ("fashion_residual_pgd_l2", "l0:15"),
+        ("mnist_fgsm", "l0:8"),
     ),
     "autoattack": (("cifar_cnn_a_mix", "l1:4"), ("mnist_pgd", "l1:8")),
 }
