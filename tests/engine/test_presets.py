@@ -11,9 +11,11 @@ from holdfast import Model, Plan
 from holdfast.contracts._toys import Net, inputs
 from holdfast.data import ArrayData
 from holdfast.engine import journal
-from holdfast.engine.cascade import Step, Terms, has_found, parts
+from holdfast.engine.cascade import Step, Terms, fitting, has_found, parts
 from holdfast.engine.run import run
+from holdfast.errors import PlanError
 from holdfast.plan import Stage, cascades, load_cascade
+from holdfast.threat import Access
 
 SHORT = {"steps": 2, "queries": 6, "runs": 2, "restarts": 1, "n_targets": 2, "starts": 1}
 
@@ -76,6 +78,32 @@ def test_every_cascade_has_attacks_for_every_norm(name, norm):
         model, (x, answers(model, x)), norm, cascade=shortened(name), curve_steps=0
     )
     assert any(stage.n_entered for stage in report.threats[norm].stages)
+
+
+@pytest.mark.parametrize("name", sorted(cascades()))
+@pytest.mark.parametrize("norm", ["l1", "l0"])
+def test_blind_searches_work_in_every_norm(name, norm):
+    """What only they find is how masked gradients are noticed, so no norm may go without them."""
+    for access in (Access.GRADIENTS, Access.SCORES):
+        steps, _ = fitting(load_cascade(name), norm, access)
+        blind = [s for s in steps if s.attack.card.access is Access.SCORES]
+        needs_none = access is Access.GRADIENTS and name in ("autoattack_rand", "quick")
+        assert blind or needs_none
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_default_searches_blindly_on_a_tenth_then_on_all(norm):
+    steps, _ = fitting(load_cascade("standard"), norm, Access.GRADIENTS)
+    squares = [s.terms for s in steps if s.attack.card.name == "square"]
+    assert squares == [Terms(share=0.1), Terms(when="found")]
+
+
+def test_where_nothing_works_the_message_says_what_would():
+    stages = (Stage(attack="fgsm"), Stage(attack="square"), Stage(attack="square"))
+    with pytest.raises(PlanError, match=r"\(fgsm, square\).*l0.*labels.*one of: pointwise, or"):
+        fitting(stages, "l0", Access.LABELS)
+    with pytest.raises(PlanError, match="Write an attack that does"):
+        fitting(stages, "wave", Access.LABELS)
 
 
 # ------------------------------------------------------------------ stages for some samples

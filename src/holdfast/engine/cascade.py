@@ -74,13 +74,20 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
         text = f"The attack {stage.describe()} was left out: {reason}."
         findings.append(Finding(code="attack_left_out", level="info", text=text))
     if not steps:
-        names = ", ".join(stage.attack for stage in stages)
+        names = ", ".join(dict.fromkeys(stage.attack for stage in stages))
         raise PlanError(
             f"No attack of the cascade ({names}) works in {norm} with access to {access.value}. "
-            "Give the attacker more access, or a cascade with attacks for it "
+            f"{_able(norm, access)}, or give the attacker more access "
             "('holdfast list attacks' shows what each one needs)."
         )
     return steps, findings
+
+
+def _able(norm: str, access: Access) -> str:
+    """What would work, in words."""
+    cards = [kind.card for kind in registry.attacks().values()]
+    fit = [c.name for c in cards if norm in c.norms and access.allows(c.access)]
+    return f"Use a cascade with one of: {', '.join(fit)}" if fit else "Write an attack that does"
 
 
 def _averaged(draws: int | None) -> Route | None:
