@@ -98,6 +98,12 @@ def test_the_default_searches_blindly_on_a_tenth_then_on_all(norm):
     assert squares == [Terms(share=0.1), Terms(when="found")]
 
 
+def test_in_l0_the_default_searches_blindly_for_everyone():
+    steps, _ = fitting(load_cascade("standard"), "l0", Access.GRADIENTS)
+    found = [s.terms for s in steps if s.attack.card.name == "sparse_rs"]
+    assert found == [Terms(), Terms(within=0.3)]
+
+
 def test_where_nothing_works_the_message_says_what_would():
     stages = (Stage(attack="fgsm"), Stage(attack="square"), Stage(attack="square"))
     with pytest.raises(PlanError, match=r"\(fgsm, square\).*l0.*labels.*one of: pointwise, or"):
@@ -165,8 +171,9 @@ def written(directory, kind):
     return [r for r in journal.read(directory) if r.kind == kind]
 
 
-def test_what_an_audit_of_some_finds_is_looked_for_in_all(tmp_path):
-    audited(Blinded(), inputs(1, 30), tmp_path)
+@pytest.mark.parametrize("threat", ["linf:0.3", "l2:0.6", "l1:1.2"])
+def test_what_an_audit_of_some_finds_is_looked_for_in_all(tmp_path, threat):
+    audited(Blinded(), inputs(1, 30), tmp_path, threat)
     attempts = written(tmp_path, "attempt")
     drawn = {a.sample for a in attempts if a.stage == 1}
     assert 0 < len(drawn) < 30

@@ -9,6 +9,7 @@ from torch import nn
 from holdfast import APGD, FGSM, PGD, CarliniWagner, Model, Square
 from holdfast.attacks.apgd import windows
 from holdfast.attacks.base import Answer
+from holdfast.attacks.sparse_rs import SparseRS
 from holdfast.contracts import drive, pose
 from holdfast.contracts._toys import Affine, Net, inputs
 from holdfast.errors import PlanError
@@ -114,7 +115,7 @@ def test_the_ratio_loss_is_defined_for_few_classes(k, n_targets):
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 9), (3, 9, 4)])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_square_takes_images_that_are_not_square(shape, norm):
     x = inputs(7, 3, shape)
     model = Net(math.prod(shape), 2, seed=8)
@@ -122,9 +123,13 @@ def test_square_takes_images_that_are_not_square(shape, norm):
     assert x_adv.shape == x.shape
 
 
-def test_each_sample_has_windows_of_its_own_in_square():
+@pytest.mark.parametrize("threat", ["linf:0.1", "l2:0.5", "l1:2", "l0:6"])
+def test_each_sample_has_windows_and_places_of_its_own(threat):
+    """Elsewhere one window, or one rank in the list of places, is drawn for the whole batch."""
     model, x = Net(64, 2, seed=8), inputs(7, 1, (1, 8, 8)).expand(4, 1, 8, 8).clone()
-    trace = drive(Square(queries=9), model, pose(model, x, answers(model, x), Ball("linf", 0.1)))
+    norm, _, eps = threat.partition(":")
+    attack = SparseRS(queries=9) if norm == "l0" else Square(queries=9)
+    trace = drive(attack, model, pose(model, x, answers(model, x), Ball(norm, float(eps))))
     paths = [trace.path(job)[1:] for job in range(4)]
     assert all(not torch.equal(paths[0], path) for path in paths[1:])
 
