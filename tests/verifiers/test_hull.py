@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from holdfast.graphs.torch_capture import capture
-from holdfast.verifiers import hull
+from holdfast.verifiers import activation_split, hull
 from holdfast.verifiers.bounds import lower_over
 from holdfast.verifiers.certify import certify
 from holdfast.verifiers.crown import pull_back
@@ -183,3 +185,10 @@ def test_a_wide_pooled_network_is_decided_at_its_root():
     )  # fmt: skip
     verdict = verify(graph, Property((clause,)), timeout_s=20.0)
     assert verdict.status == "unsat"
+
+
+def test_nothing_is_bounded_again_once_the_time_is_up(monkeypatch):
+    monkeypatch.setattr(activation_split, "_refresh", lambda *_: pytest.fail("it is"))
+    tree: Any = SimpleNamespace(search=SimpleNamespace(is_over=lambda: True))
+    domains: Any = [SimpleNamespace(value=-1.0), SimpleNamespace(value=-2.0)]
+    assert activation_split._narrow(tree, domains) == domains

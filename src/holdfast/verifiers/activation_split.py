@@ -166,6 +166,8 @@ def _narrow(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
     for one in domains:
         mine = [one]
         for _ in range(NARROWINGS):
+            if tree.search.is_over():
+                break
             before = mine[0].value
             found = _refresh(tree, mine)
             found = _solve(tree, found, ROOT_STEPS)
@@ -174,7 +176,7 @@ def _narrow(tree: Tree, domains: list[Domain]) -> Counterexample | list[Domain]:
             mine = found
             for domain in mine:
                 _settle(domain, before)
-            if not mine or tree.search.is_over() or mine[0].value < LEAST_GAIN * before:
+            if not mine or mine[0].value < LEAST_GAIN * before:
                 break
         left += mine
     return left
