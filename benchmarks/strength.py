@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import _tools
-from _common import ROOT, counted, seconds, versions, write
+from _common import RESULTS, ROOT, commit, counted, seconds, versions, write
 from _tools import Outcome, Tool
 from _validation import CASES, CHOSEN_ON, Case, network, samples
 
@@ -102,10 +102,11 @@ def measure(name: str, tool: str, run: Tool, n: int, size: int = PIECE) -> None:
         if path.is_file() and json.loads(path.read_text())["source"] == _source(tool):
             continue
         found = piece(name, run, start, stop) | {"model": name, "tool": tool, "start": start}
-        found["source"] = _source(tool)
+        found |= {"source": _source(tool), "commit": commit()}
         PIECES.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found))
-        shown = {key: value for key, value in found.items() if key not in ("source", "fooled")}
+        hidden = ("source", "fooled", "commit")
+        shown = {key: value for key, value in found.items() if key not in hidden}
         print(shown | {"robust": found["fooled"].count("0")}, flush=True)
 
 
@@ -122,14 +123,30 @@ def _source(tool: str) -> str:
 
 
 def collect() -> list[dict[str, Any]]:
-    """One row per network and tool, from the pieces; each compared with the reference's."""
+    """One row per network and tool, from the pieces; each compared with the reference's.
+
+    Rows of the results file that no piece here is about are kept as they are, with their commit; so
+    are the verdicts of the reference, which take hours to measure.
+    """
+    path = RESULTS / "strength.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
+    old = {
+        (row["model"], row["tool"]): {"commit": content["commit"]} | row for row in content["rows"]
+    }
+    new = {(row["model"], row["tool"]): row for row in _measured(old)}
+    return [row for _, row in sorted((old | new).items())]
+
+
+def _measured(old: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of the pieces that are here; ``old`` lends the verdicts of references."""
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for path in sorted(PIECES.glob("*.json")):
         content = json.loads(path.read_text())
         if content["source"] in ("", _source(content["tool"])):
             key = (content["model"], content["tool"])
             found.setdefault(key, {})[content["start"]] = content
-    verdicts = {key: _verdicts(pieces) for key, pieces in found.items()}
+    verdicts = {key: _verdicts({0: row}) for key, row in old.items() if "fooled" in row}
+    verdicts |= {key: _verdicts(pieces) for key, pieces in found.items()}
     return [
         _row(name, tool, pieces, verdicts[name, tool], verdicts.get((name, "reference")))
         for (name, tool), pieces in sorted(found.items())
@@ -167,6 +184,8 @@ def _row(
         "forward_per_sample": round(forward / n, 1),
         "seconds": round(sum(p["seconds"] for p in pieces.values()), 1),
         "load": round(max(p["load"] for p in pieces.values()), 1),
+        "commit": max(p.get("commit", commit()) for p in pieces.values()),
+        "fooled": "".join(str(int(own[i])) for i in sorted(own)),
     }
     if all("search" in p for p in pieces.values()):
         row["search_passes_per_sample"] = round(sum(p["search"] for p in pieces.values()) / n, 1)
