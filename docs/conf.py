@@ -41,7 +41,7 @@ napoleon_use_ivar = True
 nitpicky = True  # a reference to something of ours that does not exist fails the build
 nitpick_ignore_regex = [
     ("py:.*", r"(?!holdfast\.).*"),
-    ("py:class", r"holdfast\.(.*\.)?(_\w+(\.\w+)?|Record|Frozen)"),
+    ("py:class", r"holdfast\.(.*\.)?(_\w+(\.\w+)*|Record|Frozen)"),
 ]
 suppress_warnings = ["ref.python"]  # two classes may share a short name: the nearer one is meant
 python_use_unqualified_type_names = True
