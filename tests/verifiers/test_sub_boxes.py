@@ -69,6 +69,49 @@ def test_values_and_limits_lie_below_the_rows(seed):
     assert torch.equal(better.A, first.A)
 
 
+class WithInputs(nn.Module):
+    """The network's outputs and its inputs side by side."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return torch.cat([self.net(x), x], 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_inputs_in_rows_count_as_outputs_would(seed):
+    search, parts, bounder = setting(seed)
+    found = bounder.improved(bounder.bound(parts))
+    graph = capture(WithInputs(network(seed)), torch.zeros(1, P), fold=False)
+    wide = [
+        Clause(c.lower, c.upper, np.hstack([c.C, np.zeros((len(c.d), P)) if c.D is None else c.D]),
+               c.d)
+        for c in search.prop.clauses
+    ]  # fmt: skip
+    other = Search(graph.to(torch.float64), Property(tuple(wide)), search.confirm, float("inf"))
+    twin = RowBounder(other, torch.arange(2))
+    wanted = twin.improved(twin.bound(parts))
+    torch.testing.assert_close(found.value, wanted.value, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.limits[0], wanted.limits[0], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_the_best_row_has_the_value(seed):
+    _, parts, bounder = setting(seed)
+    first = bounder.bound(parts)
+    better = bounder.improved(first)
+    assert not torch.equal(better.best, first.best)
+    A, b = better.limits
+    least = BoxRegion(parts.lower, parts.upper).minimum(A.flatten(1, 2)).reshape(b.shape) + b
+    by_row = least.reshape(N, 2, 2, -1).amax(2)  # with default and with own slopes
+    value = by_row.gather(2, better.best.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(value, better.value, rtol=0, atol=1e-9)
+
+
 @torch.no_grad()
 def test_a_wrong_slope_is_noticed(monkeypatch):
     search, parts, bounder = setting(0)

@@ -13,6 +13,7 @@ from torch import Tensor
 from holdfast.graphs.operator import Box
 from holdfast.verifiers.alpha_crown import default_choices, low_precision, optimise
 from holdfast.verifiers.crown import State, pull_back
+from holdfast.verifiers.domains import Shifted
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.search import Search
@@ -115,10 +116,9 @@ class RowBounder:
     def bound(self, parts: SubBoxes) -> Bounded:
         """Bounds of all nodes, and of the rows with the default slopes."""
         graph, region = self.search.graph, self._region(parts)
-        state = propagate(graph, region, known=parts.boxes or None)
+        state = propagate(graph, region.region, known=parts.boxes or None)
         self.search.domains += len(parts)
-        bound = pull_back(graph, len(graph.nodes) - 1, self._rows(len(parts)), state)
-        A, b, value = self._linear(region, bound.A, bound.constant)
+        A, b, value = self._linear(region, state)
         value, best = value.max(2)
         slopes = {}
         if self.search.keep_leaves:
@@ -129,7 +129,7 @@ class RowBounder:
 
     def improved(self, bounded: Bounded) -> Bounded:
         """With slopes optimised for every row; sought in float32, evaluated with rounding."""
-        graph, quick, last = self.search.graph, self.search.single, len(self.search.graph.nodes) - 1
+        quick, last = self.search.single, len(self.search.graph.nodes) - 1
         rows, region = self._rows(len(bounded.parts)), self._region(bounded.parts)
         low = low_precision(bounded.state)
         choices = default_choices(quick, low, last, rows.shape[1])
@@ -138,8 +138,7 @@ class RowBounder:
         args = (quick, last, rows.float(), low, region.to(torch.float32), choices)
         choices, _ = optimise(*args, steps=STEPS, rate=RATE)
         parameters = {i: t.double() for i, t in choices.parameters.items()}
-        bound = pull_back(graph, last, rows, bounded.state, parameters=parameters)
-        A, b, value = self._linear(region, bound.A, bound.constant)
+        A, b, value = self._linear(region, bounded.state, parameters)
         value, best = value.max(2)
         is_better = value > bounded.value
         return Bounded(
@@ -152,9 +151,14 @@ class RowBounder:
             _by_row(choices.parameters, A),
         )
 
-    def _region(self, parts: SubBoxes) -> BoxRegion:
-        shape = (len(parts), *self.search.graph.input_shape)
-        return BoxRegion(parts.lower.reshape(shape), parts.upper.reshape(shape))
+    def _region(self, parts: SubBoxes) -> Shifted:
+        """The boxes, with what the rows add of their own ``(n, c * r, ...)``."""
+        n, shape, own = len(parts), self.search.graph.input_shape, self.search.rows
+        box = BoxRegion(parts.lower.reshape(n, *shape), parts.upper.reshape(n, *shape))
+        d, D = own.d[self.clauses].reshape(1, -1).expand(n, -1), None
+        if own.D is not None:
+            D = own.D[self.clauses].flatten(0, 1).expand(n, -1, -1)
+        return Shifted(box, D, d)
 
     def _rows(self, n: int) -> Tensor:
         """Coefficients of the outputs ``(n, c * r, *output)``."""
@@ -162,16 +166,15 @@ class RowBounder:
         return C.reshape(1, -1, *shape).expand(n, -1, *shape)
 
     def _linear(
-        self, region: BoxRegion, A: Tensor, constant: Tensor
+        self, region: Shifted, state: State, parameters: Mapping[int, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Coefficients ``(n, c, r, p)``, constants and least values ``(n, c, r)``."""
-        rows = self.search.rows
-        d, n = rows.d[self.clauses], len(A)
-        if rows.D is not None:
-            A = A + rows.D[self.clauses].reshape(1, *A.shape[1:])
-        constant = constant.reshape(n, *d.shape) + d
-        value = region.minimum(A).reshape(n, *d.shape) + constant
-        return A.reshape(n, *d.shape, -1), constant, value
+        graph, rows = self.search.graph, self._rows(len(region.d))
+        bound = pull_back(graph, len(graph.nodes) - 1, rows, state, parameters=parameters)
+        A, b = region.full(bound.A), bound.constant + region.d
+        value = region.minimum(bound.A) + bound.constant
+        shape = len(value), *self.search.rows.d[self.clauses].shape
+        return A.reshape(*shape, -1), b.reshape(shape), value.reshape(shape)
 
 
 def _by_row(parameters: Mapping[int, Tensor], A: Tensor) -> dict[int, Tensor]:
