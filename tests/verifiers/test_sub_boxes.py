@@ -1,13 +1,16 @@
-"""Rows of parts of an input box: sound, better with slopes of their own, the same kept together."""
+"""Parts of an input box: rows sound and better with own slopes, parts joined, clipped, halved."""
 # ruff: noqa: N806 - A and C are the matrices of the literature
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from holdfast.graphs.operator import Box
 from holdfast.graphs.torch_capture import capture
-from holdfast.verifiers import propagation, sub_boxes
+from holdfast.verifiers import input_split, propagation, sub_boxes
 from holdfast.verifiers.problem import Clause, Property
 from holdfast.verifiers.propagation import propagate
 from holdfast.verifiers.regions import BoxRegion
@@ -137,6 +140,74 @@ def test_proven_clauses_close_and_their_parts_drop_out():
     still = (bounded.value <= 0).any(1)
     assert torch.equal(left.parts.lower, parts.lower[still])
     assert torch.equal(left.parts.open, (bounded.value <= 0)[still])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_clipped_parts_keep_what_an_open_clause_allows(seed):
+    _, parts, bounder = setting(seed, 0.4)
+    left = bounder.improved(bounder.bound(parts)).without_proven()
+    number = torch.arange(len(left.parts))
+    left = replace(left, parts=replace(left.parts, boxes=[Box(number, number)]))
+    box, (A, b) = left.parts, left.limits
+    x = box.lower + torch.rand(500, *box.lower.shape).double() * (box.upper - box.lower)
+    allowed = ((A @ x[:, :, None, :, None]).squeeze(4) + b <= 0).all(3) & box.open
+    assert bool(allowed.any(0).all(1).any())  # somewhere both clauses leave room
+    kept = input_split._clipped(left).parts
+    assert float((kept.upper - kept.lower).sum()) < float((box.upper - box.lower).sum())
+    place = torch.full((len(box),), -1)
+    place[kept.boxes[0].lower] = torch.arange(len(kept))
+    for i in range(len(box)):
+        points = allowed[:, i]
+        if place[i] < 0:
+            assert not bool(points.any())
+            continue
+        at = int(place[i])
+        inside = ((x[:, i] >= kept.lower[at]) & (x[:, i] <= kept.upper[at])).all(1)
+        assert bool((inside[:, None] | ~points).all())
+        assert bool((kept.open[at] | ~points.any(0)).all())
+
+
+def some_parts(n, worst):
+    lower = torch.rand(n, P).double()
+    boxes = [Box(lower[:, :2], lower[:, 1:] + 1)]
+    return SubBoxes(lower, lower + 1, torch.rand(n, 2) > 0.5, boxes, worst)
+
+
+def test_parts_are_taken_from_the_top_and_none_is_lost():
+    torch.manual_seed(0)
+    sizes = 10, 200, 30, 300, 100
+    stack = [some_parts(n, -float(i)) for i, n in enumerate(sizes)]
+    before = torch.cat([p.lower for p in stack])
+    taken = []
+    while stack:
+        popped = input_split._pop(stack)
+        assert 0 < len(popped) <= input_split.BATCH
+        assert torch.equal(popped.upper, popped.lower + 1)
+        assert torch.equal(popped.boxes[0].lower, popped.lower[:, :2])
+        assert torch.equal(popped.boxes[0].upper, popped.upper[:, 1:])
+        taken.append(popped)
+    assert len(taken[0]) == 100
+    after = torch.cat([p.lower for p in taken])
+    assert torch.equal(after.sort(0).values, before.sort(0).values)
+
+
+@pytest.mark.parametrize("n", [1, 12])
+@torch.no_grad()
+def test_split_parts_cover_the_whole(n):
+    _, parts, bounder = setting(2)
+    left = bounder.bound(parts.rows(torch.arange(n)))
+    split = input_split._split(left)
+    assert len(split) == n * (8 if n < 8 else 2)
+    volume = (split.upper - split.lower).prod(1)
+    assert float(volume.sum()) == pytest.approx(float((left.parts.upper - left.parts.lower)
+                                                      .prod(1).sum()))  # fmt: skip
+    x = parts.lower[:n] + torch.rand(200, n, P).double() * (parts.upper - parts.lower)[:n]
+    y = x.reshape(-1, 1, P)
+    inside = ((y >= split.lower) & (y <= split.upper)).all(2)
+    assert bool(inside.any(1).all())
+    box = split.boxes[0]  # of the input node: each half lies in its parent's
+    assert bool(((split.lower >= box.lower) & (split.upper <= box.upper)).all())
 
 
 @torch.no_grad()
