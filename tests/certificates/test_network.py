@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from onnx import helper
 from proof_tools import save_onnx
 
 from holdfast.certificates import CertificateError
-from holdfast.certificates.network import Step, read_network
+from holdfast.certificates.network import read_network
+from holdfast.certificates.steps import Step
 
 DATA = Path(os.environ.get("HOLDFAST_DATA", Path(__file__).parents[3] / "shared" / "data")) / "vnn"
 node = helper.make_node
@@ -113,6 +115,18 @@ CASES = {
         {"w": (5, 4), "b": (4,)},
         (1, 5),
     ),
+    "axes that come and go": (
+        [
+            node("Unsqueeze", ["x", "axes"], ["u"]),
+            node("Flatten", ["u"], ["f"], axis=-1),
+            node("Squeeze", ["f"], ["s"]),
+            node("Unsqueeze", ["s", "last"], ["v"]),
+            node("Squeeze", ["v", "last"], ["w"]),
+            node("MatMul", ["w", "m"], ["y"]),
+        ],
+        {"axes": np.array([1, -1]), "last": np.array([-1]), "m": (5, 3)},
+        (1, 5),
+    ),
     "matrix on the left": ([node("MatMul", ["w", "x"], ["y"])], {"w": (3, 5)}, (5, 1)),
     "constants before": (
         [
@@ -139,7 +153,8 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_operators_are_read_as_onnxruntime_runs_them(name: str, tmp_path: Path):
     nodes, shapes, shape = CASES[name]
-    values = dict(zip(shapes, weights(*shapes.values()), strict=True))
+    drawn = {name: shape for name, shape in shapes.items() if isinstance(shape, tuple)}
+    values = {**shapes, **dict(zip(drawn, weights(*drawn.values()), strict=True))}
     assert_same(save_onnx(tmp_path / "n.onnx", nodes, values, shape, ("n",)), shape)
 
 
@@ -166,12 +181,65 @@ def test_batch_norm_pad_and_reshape(tmp_path: Path):
         ([node("Mul", ["x", "x"], ["y"])], "must be constant"),
         ([node("AveragePool", ["x"], ["y"], kernel_shape=[2, 2], ceil_mode=1)], "ceiling"),
         ([node("Relu", ["x"], ["y"]), node("Relu", ["y"], ["z"])], "not its last step"),
+        ([node("Gemm", ["x", "w", "x"], ["y"])], "operand 'x' is not constant"),
+        ([node("Conv", ["x", "k", "x"], ["y"])], "operand 'x' is not constant"),
+        ([node("Pad", ["x", "pads", "", "axes"], ["y"])], "axes are not covered"),
+        ([node("Pad", ["x", "pads", "x"], ["y"])], "operand 'x' is not constant"),
+        ([node("Reshape", ["w", "x"], ["y"])], "Reshape"),
+        ([node("Relu", ["x"], ["y"], domain="mine")], "operator Relu"),
+        ([node("BatchNormalization", ["x", *"gggg"], ["y"], training_mode=1)], "statistics"),
     ],
 )
 def test_what_proofs_do_not_cover_is_named(nodes: list, words: str, tmp_path: Path):
-    network = save_onnx(tmp_path / "n.onnx", nodes, {}, IMAGE, ("n",))
+    values = {"w": (6, 6), "k": (4, 4, 1, 1), "g": (4,)}
+    given = dict(zip(values, weights(*values.values()), strict=True))
+    given |= {"pads": np.zeros(8, np.int64), "axes": np.arange(4)[::-1].copy()}
+    network = save_onnx(tmp_path / "n.onnx", nodes, given, IMAGE, ("n",))
     with pytest.raises(CertificateError, match=words):
         read_network(network)
+
+
+def assert_charged(found: np.ndarray, wanted: list[Fraction], relative: float) -> None:
+    """Some entries are rounded, and all within the error that the step admits."""
+    pairs = [(Fraction(float(f)), w) for f, w in zip(found, wanted, strict=True)]
+    assert any(f != w for f, w in pairs)
+    assert all(abs(f - w) <= Fraction(relative) * abs(f) for f, w in pairs)
+
+
+WIDE = np.random.default_rng(1).normal(size=5)  # float64, so that products with it are rounded
+THIRD = float(np.float32(1 / 3))
+ROUNDED = {
+    "div": (node("Div", ["x", "w"], ["y"]), lambda v: 1 / v),
+    "alpha": (node("Gemm", ["x", "d"], ["y"], alpha=THIRD), lambda v: v * Fraction(THIRD)),
+    "beta": (node("Gemm", ["x", "i", "w"], ["y"], beta=THIRD), lambda v: v * Fraction(THIRD)),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_rounded_entries_say_by_how_much(name: str, tmp_path: Path):
+    operator, wanted = ROUNDED[name]
+    values = {"w": WIDE, "d": np.diag(WIDE), "i": np.eye(5)}
+    step = read_network(save_onnx(tmp_path / "n.onnx", [operator], values, (1, 5), ("n",)))[-1]
+    found = step.weight if isinstance(step.weight, np.ndarray) else step.weight.toarray()
+    found = step.bias if name == "beta" else np.diag(found)
+    assert_charged(found, [wanted(Fraction(float(v))) for v in WIDE], step.relative)
+
+
+def test_rounded_means_say_by_how_much(tmp_path: Path):
+    operator = node("AveragePool", ["x"], ["y"], kernel_shape=[7, 7])
+    step = read_network(save_onnx(tmp_path / "n.onnx", [operator], {}, (1, 1, 7, 7), ("n",)))[-1]
+    assert_charged(step.weight.data, [Fraction(1, 49)] * 49, step.relative)
+
+
+def test_rounded_roots_say_by_how_much(tmp_path: Path):
+    tenth = float(np.float32(0.1))
+    operator = node("BatchNormalization", ["x", "w", "w", "o", "v"], ["y"], epsilon=tenth)
+    values = {"w": WIDE, "o": np.zeros(5), "v": WIDE**2}
+    step = read_network(save_onnx(tmp_path / "n.onnx", [operator], values, (1, 5), ("n",)))[-1]
+    squares = [Fraction(float(f)) ** 2 for f in step.weight.toarray().diagonal()]
+    for square, v in zip(squares, map(float, WIDE), strict=True):
+        wanted = Fraction(v) ** 2 / (Fraction(v**2) + Fraction(tenth))
+        assert 0 < abs(square - wanted) <= 2 * Fraction(step.relative) * square
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path):

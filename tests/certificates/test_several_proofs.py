@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper
+from proof_tools import save_onnx
 
 from holdfast.certificates import check, load_proof
 from holdfast.certificates.emit import write_proof
 from holdfast.certificates.exact import read_exact
+from holdfast.certificates.network import append_network
 from holdfast.certificates.several import assigned, joined_steps
+from holdfast.certificates.steps import Step
+from holdfast.certificates.substitution import Substitution
 from holdfast.properties.instances import decide
 from several import SAME_INPUTS, WEIGHTS, apart, box, declare, near, save_network
 
@@ -77,6 +86,30 @@ def test_a_substitution_must_follow_from_the_text(made):
     assert "inputs 1 and 3 are not equal" in refused(made, proof, nearly + box("X_g"))
 
 
+@pytest.mark.parametrize("relation", ["(== (+ X_f[0,1] X_g[0,1]) 0)",
+                                      "(== (- (* 2 X_f[0,1]) X_g[0,1]) 0)"])  # fmt: skip
+def test_other_relations_are_no_equality(made, relation: str):
+    proof = load_proof(made[0] / "equivalence.zip")
+    text = TEXTS["equivalence"].replace("(== X_f[0,1] X_g[0,1])", relation)
+    assert "inputs 1 and 3 are not equal" in refused(made, proof, text + box("X_g"))
+
+
+@given(st.fractions(-3, 3), st.fractions(-3, 3), st.fractions(-3, 3))
+def test_the_box_of_free_inputs_is_rounded_outwards(least, greatest, edge):
+    """``x0 in [-1, 1], x1 = x0 + z in [least, greatest] + x0`` and ``z <= x0 + edge``."""
+    rows = [
+        ({("x", 1): Fraction(1)}, -greatest, False),
+        ({("x", 1): Fraction(-1)}, least, False),
+        ({("x", 1): Fraction(3), ("x", 0): Fraction(-1)}, -edge, False),
+    ]
+    claim = Substitution(np.array([0, 0]), np.array([-1, 1]))
+    lower, upper = claim.box(np.array([-1.0, -np.inf]), np.array([1.0, np.inf]), rows)
+    assert Fraction(float(lower[1])) <= least
+    exact = min(greatest, (1 + edge) / 3)
+    assert Fraction(float(upper[1])) >= exact
+    assert math.nextafter(math.nextafter(float(upper[1]), -math.inf), -math.inf) < exact
+
+
 @pytest.mark.parametrize(
     ("base", "shift", "words"),
     [
@@ -124,3 +157,16 @@ def test_steps_compute_what_the_networks_do(made):
     third[3, 1] = np.float32(WEIGHTS[1][3, 1] + 0.01)
     expected = [hidden, hidden @ second, np.maximum(x[2:] @ first, 0) @ third]
     np.testing.assert_allclose(values[-1], np.concatenate(expected), rtol=1e-12)
+
+
+def test_an_inner_value_is_the_one_before_its_bias(tmp_path):
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["before"]),
+        helper.make_node("Add", ["before", "b"], ["y"]),
+    ]
+    weights = {"w": WEIGHTS[0].astype(np.float32), "b": np.ones(8, np.float32)}
+    file = save_onnx(tmp_path / "n.onnx", nodes, weights, (1, 2), (1, 8))
+    found = [Step("input", (), 2)]
+    ends = append_network(found, file, [0], ["before"])
+    biases = [np.zeros(8) if found[at].bias is None else found[at].bias for at in ends]
+    np.testing.assert_array_equal(biases, [np.zeros(8), np.ones(8)])

@@ -33,9 +33,10 @@ from holdfast.certificates.enclosure import (
 )
 from holdfast.certificates.errors import CertificateError
 from holdfast.certificates.exact import ExactQuery, read_exact
-from holdfast.certificates.network import Step, read_network
+from holdfast.certificates.network import read_network
 from holdfast.certificates.proof import INPUT, LEAF, Proof, Tree, digest, load_proof
 from holdfast.certificates.several import Files, assigned, joined_steps
+from holdfast.certificates.steps import Step
 from holdfast.certificates.substitution import Substitution
 
 Array = NDArray[np.float64]

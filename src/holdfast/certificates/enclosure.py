@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from holdfast.certificates.network import UNIT, Matrix, Step
+from holdfast.certificates.steps import UNIT, Matrix, Step
 
 Array = NDArray[np.float64]
 

@@ -13,7 +13,8 @@ from scipy import sparse
 
 from holdfast.certificates.errors import CertificateError
 from holdfast.certificates.exact import ExactQuery
-from holdfast.certificates.network import Step, append_network
+from holdfast.certificates.network import append_network
+from holdfast.certificates.steps import Step
 from holdfast.certificates.substitution import Substitution
 
 File = str | os.PathLike[str]

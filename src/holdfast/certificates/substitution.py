@@ -19,6 +19,8 @@ from holdfast.certificates.errors import CertificateError
 from holdfast.certificates.exact import StrictRow, Variable
 
 Array = NDArray[np.float64]
+Limit = Fraction | float
+"""Exact, or infinite."""
 ROUNDS = 10
 """Times that ranges are carried through the rows."""
 
@@ -79,47 +81,57 @@ class Substitution:
 
     def box(self, lower: Array, upper: Array, rows: Sequence[StrictRow]) -> tuple[Array, Array]:
         """Ranges of z that the rows over inputs leave of a box, rounded outwards."""
-        low: list[Fraction | float] = [_exact(v) for v in lower.tolist()]
-        high: list[Fraction | float] = [_exact(v) for v in upper.tolist()]
+        low: list[Limit] = [_exact(v) for v in lower.tolist()]
+        high: list[Limit] = [_exact(v) for v in upper.tolist()]
         about = [(t, d) for t, d, _ in rows if t and all(letter == "x" for letter, _ in t)]
         for _ in range(ROUNDS):
             before = list(low), list(high)
             for terms, constant in about:
-                for (_, k), c in terms.items():
-                    rest: Fraction | float = constant
-                    for (_, other), factor in terms.items():
-                        if other != k:
-                            rest += factor * (low[other] if factor > 0 else high[other])
-                    if c > 0:
-                        high[k] = min(high[k], -rest / c)
-                    else:
-                        low[k] = max(low[k], -rest / c)
+                _narrow(terms, constant, low, high)
             if before == (low, high):
                 break
         return np.array([_outward(v, -1) for v in low]), np.array([_outward(v, 1) for v in high])
 
 
+def _narrow(
+    terms: Mapping[Variable, Fraction], constant: Fraction, low: list[Limit], high: list[Limit]
+) -> None:
+    """Limit each input of a row by what the others leave it, in place."""
+    for (_, k), c in terms.items():
+        rest: Limit = constant
+        for (_, other), factor in terms.items():
+            if other != k:
+                rest += factor * (low[other] if factor > 0 else high[other])
+        if c > 0:
+            high[k] = min(high[k], -rest / c)
+        else:
+            low[k] = max(low[k], -rest / c)
+
+
 def _classes(rows: Sequence[StrictRow], n: int) -> list[int]:
     """For every input the first that the rows say is equal to it, by ``<=`` both ways."""
-    below = set()
-    for terms, constant, _ in rows:
-        if len(terms) == 2 and constant == 0 and all(letter == "x" for letter, _ in terms):
-            ((_, i), c), ((_, j), d) = terms.items()
-            if c == -d:
-                below.add((i, j) if c > 0 else (j, i))
+    below = {_ordered(terms) for terms, constant, _ in rows if constant == 0}
     first = list(range(n))
-    for i, j in below:
+    for i, j in filter(None, below):
         if (j, i) in below:
             a, b = sorted((first[i], first[j]))
             first = [a if f == b else f for f in first]
     return first
 
 
-def _exact(value: float) -> Fraction | float:
+def _ordered(terms: Mapping[Variable, Fraction]) -> tuple[int, int] | None:
+    """The inputs ``(i, j)`` of a row ``c (x_i - x_j) <= 0`` with a positive c."""
+    match sorted(terms.items(), key=lambda item: item[1]):
+        case [(("x", j), d), (("x", i), c)] if c == -d:
+            return i, j
+    return None
+
+
+def _exact(value: float) -> Limit:
     return Fraction(value) if math.isfinite(value) else value
 
 
-def _outward(value: Fraction | float, sign: int) -> float:
+def _outward(value: Limit, sign: int) -> float:
     near = float(value)
     if math.isfinite(near) and (Fraction(near) - value) * sign < 0:
         return math.nextafter(near, sign * math.inf)
