@@ -125,6 +125,18 @@ def test_free_inputs_are_placed_at_float32_inputs_inside_the_set(folder: Path):
         assert holds(text, x, joined.outputs(x))
 
 
+def test_a_rounded_point_that_violates_nothing_is_no_counterexample(folder: Path):
+    point = "(assert (== X_f[0,0] 0.1)) (assert (== X_f[0,1] 0.1))\n"  # has no float32
+    found = []
+    for limit in (1000.0, 0.0):
+        query = parse_vnnlib(declare(EQUAL) + point + SAME_INPUTS + apart(limit))
+        joined = Joined.of(query, assign(query, folder / "f.onnx"))
+        found.append(joined.confirm(0, joined.prop.clauses[0].lower))
+    assert found[0] is None
+    assert found[1] is not None
+    assert found[1].rounded > 0
+
+
 def test_inputs_limited_through_others_alone_are_bounded(folder: Path):
     text = declare(EQUAL) + box("X_f") + near(0.01) + apart(1.0)
     assert ask(folder, folder / "f.onnx", text)[1].status == "unsat"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +115,41 @@ def test_rounding_is_charged(monkeypatch):
     largest = torch.maximum(region.lower.abs(), region.upper.abs()).flatten()
     size = float((row.A.abs() * largest).sum() + row.constant.abs())
     assert len(row.A) * torch.finfo(torch.float64).eps * size < bare - free < 1e-7
+
+
+def test_errors_of_what_is_read_are_charged():
+    _, _, readings, row, plain = made("dense", 1)
+    row = shifted_by(row, -plain - 100.0)
+    wrong = [replace(r, error=torch.full_like(r.error, 0.01)) for r in readings]
+    by = sum(float(after.abs().sum()) for after in row.after) * 0.01
+    assert tightened(row, wrong) == pytest.approx(tightened(row, readings) - 2 * by, abs=1e-9)
+
+
+def exact_affine(layer: nn.Linear, x: list[Fraction]) -> list[Fraction]:
+    rows = layer.weight.detach().double().tolist(), layer.bias.detach().double().tolist()
+    return [sum(Fraction(w) * v for w, v in zip(row, x, strict=True)) + Fraction(b)
+            for row, b in zip(*rows, strict=True)]  # fmt: skip
+
+
+def test_what_is_read_is_within_its_error():
+    """Of the exact affine functions, whose products of two layers float64 has to round."""
+    torch.manual_seed(0)
+    first, second = nn.Linear(4, 12), nn.Linear(12, 8)
+    module = nn.Sequential(first, second, nn.ReLU(), nn.Linear(8, 1))
+    graph = capture(module, torch.zeros(1, 4), fold=False).to(torch.float64)
+    region = BoxRegion(-torch.ones(1, 4).double(), torch.ones(1, 4).double())
+    (reading,) = read_rectifiers(graph, propagate(graph, region))
+    worst = 0.0
+    for corner in itertools.product((-1, 1), repeat=4):
+        x = [Fraction(v) for v in corner]
+        z = exact_affine(second, exact_affine(first, x))
+        for j, neuron in enumerate(reading.neuron.tolist()):
+            index, weight = reading.index[j].tolist(), reading.weight[j].tolist()
+            read = sum(Fraction(w) * x[i] for i, w in zip(index, weight, strict=True))
+            gap = abs(z[neuron] - read - Fraction(float(reading.bias[j])))
+            assert gap <= Fraction(float(reading.error[j]))
+            worst = max(worst, float(gap))
+    assert worst > 0
 
 
 @pytest.mark.parametrize("kind", ["dense", "convolution"])

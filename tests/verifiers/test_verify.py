@@ -70,6 +70,21 @@ def test_without_the_attack_nothing_false_is_proven(seed, splitting):
     assert verdict.status in ("timeout", "unknown")
 
 
+class Magnitudes(nn.Module):
+    """``(|x_0| + |x_1|, 0)``, by rectifiers: the least difference is exactly zero."""
+
+    def forward(self, x):
+        total = (x.relu() + (-x).relu()).sum(1, keepdim=True)
+        return torch.cat([total, torch.zeros_like(total)], 1)
+
+
+@pytest.mark.parametrize(("threshold", "wanted"), [(1e-9, False), (-1e-9, True)])
+def test_a_hair_is_not_a_proof(threshold, wanted, splitting):
+    graph = capture(Magnitudes(), torch.zeros(1, 2), fold=False)
+    verdict = verify(graph, at_most(threshold), timeout_s=2.0, attack=False)
+    assert (verdict.status == "unsat") == wanted
+
+
 def test_conjunctions_and_disjunctions(splitting):
     net = network(7)
     graph = capture(net, torch.zeros(1, 2), fold=False)

@@ -189,17 +189,18 @@ class _Ranges:
                 break
 
     def shifts(self) -> dict[int, tuple[int, Limit, Limit]]:
-        """Inputs to be written as an earlier one plus a distance: that one and its limits."""
+        """Inputs to be written as an earlier one plus a distance: that one and its limits.
+
+        Pairs come in the order of their first input, so none that is counted from is moved later.
+        """
         found: dict[int, tuple[int, Limit, Limit]] = {}
-        bases: set[int] = set()
         for (i, j), limits in sorted(self.apart.items()):
-            if i in found or j in found or j in bases or self.is_fixed(i) or self.is_fixed(j):
+            if i in found or j in found or self.is_fixed(i) or self.is_fixed(j):
                 continue
             widest = self.lower[j] - self.upper[i], self.upper[j] - self.lower[i]
             least, greatest = max(limits[0], widest[0]), min(limits[1], widest[1])
             if (least, greatest) != widest and math.isfinite(least) and math.isfinite(greatest):
                 found[j] = i, least, greatest
-                bases.add(i)
         return found
 
     def is_fixed(self, i: int) -> bool:
