@@ -396,6 +396,27 @@ def test_rounding_never_lifts_a_bound_above_the_exact_value(tmp_path: Path, seed
     assert float((y[0] - y[1] - Fraction(float(bound))) / scale) < 1e-9
 
 
+def test_rounding_of_cuts_is_paid_for_too(tmp_path: Path):
+    """Beside 2^53 the 400 others are each less than float64 can tell, together they are 360."""
+    network = mlp(tmp_path / "n.onnx", (3, 12, 2), 0)
+    point = [0.5, -0.25, 0.125]
+    prop = box_property(tmp_path / "p.vnnlib", point, point, "(assert (<= Y_0 Y_1))")
+    steps, (goal,) = read_network(network), goals(prop.read_text())
+    x = [Fraction(v) for v in point]
+    z = [sum((Fraction(float(w)) * v for w, v in zip(row, x, strict=True)), Fraction(float(b)))
+         for row, b in zip(steps[1].weight, steps[1].bias, strict=True)]  # fmt: skip
+    ends, multipliers = [-(2.0**53)] + [-900.0] * 400, np.array([1.0] + [0.001] * 400)
+    cuts = tuple((0, k % 12, end, True) for k, end in enumerate(ends))
+    (bound,) = Derivation(steps, goal).bounds(
+        [Case(0, cuts)], Advice(np.ones((1, 1)), multipliers, {})
+    )
+    drop = sum(Fraction(float(m)) * (z[k] - Fraction(end))
+               for m, (_, k, end, _) in zip(multipliers, cuts, strict=True))  # fmt: skip
+    y = exact_outputs(network, x)
+    assert Fraction(float(bound)) <= y[0] - y[1] - drop
+    assert float(bound) == pytest.approx(float(-drop), rel=1e-12)
+
+
 def test_a_proof_that_holds_in_rounded_arithmetic_only_is_refused(tmp_path: Path):
     """2^60 + 1 - 2^60 is 0 in float64: y = (big + x) - big looks like 0, but it is x <= 1."""
     from onnx import helper

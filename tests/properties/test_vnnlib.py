@@ -78,6 +78,10 @@ def test_coefficients_become_whole_numbers_instead_of_being_rounded():
     query = parse_vnnlib(declare() + BOX + "(assert (<= (* 0.1 Y_0) (* 0.3 Y_1)))")
     assert query.is_exact
     assert query.prop.clauses[0].C.tolist() == [[1, -3]]
+    (clause,) = parse_vnnlib(
+        declare() + BOX + "(assert (<= (+ (* 0.1 Y_0) 0.75) (* 0.3 Y_1)))"
+    ).prop.clauses
+    assert (clause.C.tolist(), clause.d.tolist()) == ([[1, -3]], [7.5])
 
 
 def test_equalities_strict_and_unequal():

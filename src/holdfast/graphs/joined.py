@@ -123,7 +123,10 @@ def _shaped(builder: Builder, ref: Ref, shape: tuple[int, ...], place: str) -> R
 
 
 def shared(graph: Graph) -> Graph:
-    """The graph with equal nodes, the same operator on the same values, merged into one."""
+    """The graph with equal nodes, the same operator on the same values, merged into one.
+
+    Its output has to need every node: then the last one left is the output.
+    """
     merged: dict[Any, int] = {}
     position: list[int] = []
     nodes: list[Node] = []
@@ -134,10 +137,6 @@ def shared(graph: Graph) -> Graph:
             merged[key] = len(nodes)
             nodes.append(replace(node, index=len(nodes), inputs=inputs))
         position.append(merged[key])
-    if position[-1] != len(nodes) - 1:
-        # The last node equals an earlier one: a graph's output has to be its last node.
-        end = nodes[position[-1]]
-        nodes.append(replace(end, index=len(nodes), op=Reshape(end.shape), inputs=(end.index,)))
     return Graph(tuple(nodes), graph.exact)
 
 
