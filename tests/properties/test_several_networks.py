@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper, numpy_helper
 
 import several
 from holdfast.certificates.exact import holds
@@ -25,6 +28,7 @@ from holdfast.properties.coupling import couple
 from holdfast.properties.formula import Bound, Row
 from holdfast.properties.instances import decide, run_instances
 from holdfast.properties.networks import Joined, assign
+from holdfast.properties.structure import Structure
 from several import SAME_INPUTS, WEIGHTS, apart, box, declare, near, save_network
 
 ISOMORPHIC, EQUAL = "(isomorphic-to f)", "(equal-to f)"
@@ -211,6 +215,9 @@ def test_common_layers_are_computed_once(folder: Path):
         (declare("(equal-to h)"), 3, 30, "'h' is not declared before"),
         (declare(EQUAL).replace("X_g Real", "X_g float32"), 3, 30, "X_g is float32"),
         (declare(ISOMORPHIC).replace("Y_g Real [1,2]", "Y_g Real [1,3]"), 3, 35, "Y_g is Real"),
+        (declare(ISOMORPHIC, hidden='(declare-hidden H Real [1,8] "hidden")').replace(
+            "(declare-output Y_g", '(declare-hidden G Real [1,7] "hidden") (declare-output Y_g'),
+         3, 35, "G is Real"),
         (declare(EQUAL + ISOMORPHIC), 3, 33, "has a relation already"),
         (declare(hidden="(declare-hidden H Real [1,8])"), 2, 79, "needs the name"),
         (declare().replace("[1,2]))", "[1,2]) (declare-hidden H Real [1] \"h\"))", 1), 2, 85,
@@ -255,6 +262,72 @@ def test_files_that_do_not_fit_the_declarations(folder: Path):
     long = parse_vnnlib(declare().replace("X_f Real [1,2]", "X_f Real [1,3]"))
     with pytest.raises(GraphError, match="2 elements, 3 are declared"):
         Joined.of(long, assign(long, {"f": f, "g": f}))
+
+
+def other_structures(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Networks from (1, 2) to (1, 2) that are not f's kind, and what is said of them."""
+    wide = np.random.default_rng(5)
+    node, made = helper.make_node, {}
+    save_network(folder / "wide.onnx", wide.normal(size=(2, 9)), wide.normal(size=(9, 2)))
+    made["wide.onnx"] = folder / "wide.onnx", "in the shapes of weights"
+    for name, nodes, words in (
+        ("sigmoid", [node("Sigmoid", ["before"], ["hidden"])], "1 and 0 Relu, 0 and 1 Sigmoid"),
+        ("twice", [node("Relu", ["before"], ["a"]), node("Relu", ["a"], ["hidden"])],
+         "1 and 2 Relu"),
+    ):  # fmt: skip
+        model = onnx.load(folder / "f.onnx")
+        first, _, last = model.graph.node
+        kept = [*map(type(first).FromString, (first.SerializeToString(), last.SerializeToString()))]
+        del model.graph.node[:]
+        model.graph.node.extend([kept[0], *nodes, kept[1]])
+        onnx.save(model, folder / f"{name}.onnx")
+        made[f"{name}.onnx"] = folder / f"{name}.onnx", words
+    return made
+
+
+def test_isomorphic_networks_have_the_same_structure(folder: Path):
+    query = parse_vnnlib(declare(ISOMORPHIC) + box("X_f") + SAME_INPUTS + apart(1.0))
+    free = parse_vnnlib(declare() + box("X_f") + SAME_INPUTS + apart(1.0))
+    for file, words in other_structures(folder).values():
+        files = {"f": folder / "f.onnx", "g": file}
+        with pytest.raises(PropertyError, match=f"g is isomorphic-to f, but .*{words}"):
+            Joined.of(query, assign(query, files))
+        assert Joined.of(free, assign(free, files)).graph
+    assert Joined.of(query, assign(query, pair(folder, "much"))).graph
+
+
+NODES = {
+    "plain": ["a=Gemm(x,w,b) transB=0", "r=Relu(a)", "s=Gemm(x,w,b) transB=0", "y=Add(r,s)"],
+    "other names and order": ["q=Gemm(x,w,b) transB=0", "p=Gemm(x,w,b) transB=0", "r=Relu(p)",
+                              "y=Add(q,r)"],
+    "other setting": ["a=Gemm(x,w,b) transB=1", "r=Relu(a)", "s=Gemm(x,w,b) transB=0",
+                      "y=Add(r,s)"],
+    "other wiring": ["a=Gemm(x,w,b) transB=0", "r=Relu(a)", "s=Gemm(r,w,b) transB=0", "y=Add(r,s)"],
+    "shared layer": ["a=Gemm(x,w,b) transB=0", "r=Relu(a)", "y=Add(r,a)"],
+    "other output": ["a=Gemm(x,w,b) transB=0", "r=Relu(a)", "s=Gemm(x,w,b) transB=0", "z=Add(r,s)",
+                     "y=Relu(z)"],
+}  # fmt: skip
+
+
+def made_graph(lines: list[str]) -> onnx.GraphProto:
+    nodes = []
+    for line in lines:
+        name, kind, inputs, _, flag = re.fullmatch(
+            r"(\w+)=(\w+)\(([\w,]*)\)( transB=(\d))?", line
+        ).groups()
+        options = {} if flag is None else {"transB": int(flag)}
+        nodes.append(helper.make_node(kind, inputs.split(","), [name], **options))
+    value = helper.make_tensor_value_info
+    weights = [numpy_helper.from_array(np.ones(s, np.float32), n)
+               for n, s in (("w", (2, 2)), ("b", (2,)))]  # fmt: skip
+    ends = [value("x", 1, (1, 2))], [value("y", 1, (1, 2))]
+    return helper.make_graph(nodes, "g", *ends, weights)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_structures_are_told_apart(name: str):
+    first, second = (Structure.of(made_graph(NODES[key])) for key in ("plain", name))
+    assert bool(first.difference(second)) == (name not in ("plain", "other names and order"))
 
 
 def test_lists_of_instances_name_several_networks(folder: Path):

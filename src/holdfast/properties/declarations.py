@@ -98,10 +98,9 @@ class Declarations:
                 )
             for a, b in zip(mine, theirs, strict=True):
                 self.check_alike(a, b, kind, at)
-        if kind == "equal-to":
-            named = {h.onnx_name: h for h in other.hidden}
-            for h in network.hidden:
-                self.check_alike(h, named.get(h.onnx_name, h), kind, at)
+        named = {h.onnx_name: h for h in other.hidden}
+        for h in network.hidden:
+            self.check_alike(h, named.get(h.onnx_name, h), kind, at)
 
     def check_alike(self, a: Tensor, b: Tensor, kind: str, at: int) -> None:
         """Two corresponding values may differ in their names only."""

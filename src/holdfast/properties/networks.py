@@ -20,6 +20,7 @@ from holdfast.graphs.onnx_reader import free_inputs, load_model
 from holdfast.properties.coupling import Coupling
 from holdfast.properties.errors import PropertyError
 from holdfast.properties.record import Network, Query
+from holdfast.properties.structure import Structure
 from holdfast.verifiers.problem import Clause, Counterexample, FloatArray, Property
 from holdfast.verifiers.replay import inside, values_runtime
 
@@ -106,6 +107,7 @@ class Joined:
 
         Raises:
             GraphError: a network cannot be read, or is not as it is declared.
+            PropertyError: networks declared to be isomorphic have other structures.
             UnsupportedOperatorError: an operator has no bounds here.
         """
         if query.coupled is None:
@@ -116,6 +118,7 @@ class Joined:
             coupling, prop = query.coupled.coupling, query.coupled.prop
             size = len(coupling.lower)
         parts = [_part(network, files[network.name], coupling) for network in query.networks]
+        _check_structures(query.networks, parts)
         runs = (values_runtime(files[net.name], _hidden(net)) for net in query.networks)
         return cls(query, coupling, prop, join(parts, size), tuple(runs))
 
@@ -168,6 +171,25 @@ def _part(network: Network, file: Path, coupling: Coupling) -> Part:
     _check_types(network, file, model)
     sizes = tuple(tensor.size for tensor in (*network.hidden, *network.outputs))
     return Part(network.name, model, tuple(slots), sizes, _hidden(network))
+
+
+def _check_structures(networks: Sequence[Network], parts: Sequence[Part]) -> None:
+    """Networks that are ``isomorphic-to`` another have its structure.
+
+    Raises:
+        PropertyError: they have not.
+    """
+    graphs = {network.name: p.model.graph for network, p in zip(networks, parts, strict=True)}
+    for network in networks:
+        if network.relation is None or network.relation.kind != "isomorphic-to":
+            continue
+        to = network.relation.to
+        first, second = (Structure.of(graphs[name]) for name in (to, network.name))
+        if found := first.difference(second):
+            raise PropertyError(
+                f"{network.name} is isomorphic-to {to}, but {found}: give networks of the same "
+                "structure, or declare no relation"
+            )
 
 
 def _check_types(network: Network, file: Path, model: ModelProto) -> None:
