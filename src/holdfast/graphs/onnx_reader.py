@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
 
 
+_SHORT = ("bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz")
+"""Floating-point types that numpy has no name for."""
 _FUNCTIONS_FROM = 18  # the operator set that the standard's functions are written in
 
 
@@ -188,7 +190,9 @@ def sample_shape(info: ValueInfoProto, declared: Sequence[int] = ()) -> tuple[in
 
 
 def _tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.array(array))  # a copy: ONNX arrays are read-only
+    """A copy, as ONNX arrays are read-only; shorter floats exactly in float32."""
+    is_short = array.dtype == np.float16 or array.dtype.name in _SHORT
+    return torch.from_numpy(np.array(array, dtype=np.float32 if is_short else None))
 
 
 def _read_node(

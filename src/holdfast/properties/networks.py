@@ -21,7 +21,7 @@ from holdfast.properties.coupling import Coupling
 from holdfast.properties.errors import PropertyError
 from holdfast.properties.record import Network, Query
 from holdfast.properties.structure import Structure
-from holdfast.verifiers.problem import Clause, Counterexample, FloatArray, Property
+from holdfast.verifiers.problem import Clause, Counterexample, FloatArray, Property, Values
 from holdfast.verifiers.replay import inside, values_runtime
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _TYPES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 """Names of the element types that ONNX numbers."""
 _SYNONYMS = {"float": "float32", "double": "float64", "half": "float16"}
 
-Run = Callable[[Sequence[NDArray[np.float32]]], list[NDArray[np.float32]]]
+Run = Callable[[Sequence[NDArray[np.float32]]], list[Values]]
 File = str | os.PathLike[str]
 Files = File | Mapping[str, File]
 """One file, or a file for each declared network by its name."""
@@ -148,7 +148,7 @@ class Joined:
             return x, _rounded(free, np.unique(base)) + missed
         return x, rounded
 
-    def outputs(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    def outputs(self, x: NDArray[np.float32]) -> Values:
         """What onnxruntime gives for declared inputs ``(p,)``, network by network: ``(m,)``."""
         found = []
         for network, run in zip(self.query.networks, self.runs, strict=True):

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 Status = Literal["sat", "unsat", "unknown", "timeout"]
 FloatArray = NDArray[np.float64]
+Values = NDArray[np.float32 | np.float64]
+"""Outputs of deployed networks."""
 
 
 @final
@@ -102,7 +104,7 @@ class Counterexample:
     """A violating input in float32, replayed: the outputs are those of the deployed network."""
 
     x: NDArray[np.float32]
-    y: NDArray[np.float32]
+    y: Values
     clause: int
     rounded: int = 0
 

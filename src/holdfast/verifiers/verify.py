@@ -20,7 +20,7 @@ from holdfast.verifiers.attack import descend, starts
 from holdfast.verifiers.input_split import split_inputs
 from holdfast.verifiers.problem import Certificate, Counterexample, Property, Verdict
 from holdfast.verifiers.regions import BallRegion
-from holdfast.verifiers.replay import Confirm, Runtime, graph_runtime, onnx_runtime, replay
+from holdfast.verifiers.replay import Confirm, OnnxRuntime, Runtime, graph_runtime, replay
 from holdfast.verifiers.search import Search
 
 # Networks with at most so many varying inputs are split there; halving one of more inputs gains
@@ -104,7 +104,7 @@ def _load(
             )
         graph = capture(network, example, fold=False)
         return graph, graph_runtime(graph)
-    return read_onnx(network, fold=False), onnx_runtime(network)
+    return read_onnx(network, fold=False), OnnxRuntime(network)
 
 
 def _check_sizes(graph: Graph, prop: Property) -> None:
