@@ -186,15 +186,15 @@ class Activation(Operator):
 
 def pull_lines(A: Tensor, lines: Lines) -> Pulled:
     """``A . f(z)`` from lines of ``f``: lower ones where ``A > 0``, upper ones where ``A < 0``."""
-    positive = A.relu()
-    # A+ s + A- t is A t + A+ (s - t): one pass over A less than with both parts at hand.
-    slope, other = lines.upper_slope, lines.lower_slope - lines.upper_slope
-    coefficients = torch.addcmul(A * slope, positive, other)
+    negative = A.clamp(max=0.0)
+    # A+ s + A- t is A s + A- (t - s): one pass over A less than with both parts at hand.
+    slope, other = lines.lower_slope, lines.upper_slope - lines.lower_slope
+    coefficients = torch.addcmul(A * slope, negative, other)
     constant = None
-    if lines.lower_intercept is not None:
-        constant = dot(positive, lines.lower_intercept)
     if lines.upper_intercept is not None:
-        term = dot(A, lines.upper_intercept) - dot(positive, lines.upper_intercept)
+        constant = dot(negative, lines.upper_intercept)
+    if lines.lower_intercept is not None:
+        term = dot(A, lines.lower_intercept) - dot(negative, lines.lower_intercept)
         constant = term if constant is None else constant + term
     return Pulled((coefficients,), constant)
 

@@ -22,14 +22,22 @@ class Window(NamedTuple):
         A: Coefficients ``(r, k, channels, *window)``; zero where the window leaves the map.
         origin: Position of the window's first element in the map ``(r, axes)``, possibly negative.
         sample: Sample of every row ``(r,)``.
+        places: What ``positions`` tells of the map that the window lies over, if looked up before.
     """
 
     A: Tensor
     origin: Tensor
     sample: Tensor
+    places: tuple[Tensor, Tensor] | None = None
+
+    def located(self, shape: Sequence[int]) -> Window:
+        """The window with its positions at hand."""
+        return self._replace(places=self.positions(shape))
 
     def positions(self, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Flat positions ``(r, *window)`` clamped to the map, and a mask of those inside."""
+        if self.places is not None:
+            return self.places
         flat = self.origin.new_zeros(())
         inside = torch.ones((), dtype=torch.bool, device=self.A.device)
         axes = len(shape)
@@ -62,16 +70,21 @@ class Window(NamedTuple):
 
     def rows(self, index: Tensor) -> Window:
         """The rows at ``index``."""
-        return Window(self.A[index], self.origin[index], self.sample[index])
+        places = self.places
+        if places is not None:
+            places = places[0][index], places[1][index]
+        return Window(self.A[index], self.origin[index], self.sample[index], places)
 
     def spread(self, shape: Sequence[int]) -> Tensor:
         """The same coefficients over a whole map ``shape``: ``(r, k, *shape)``."""
-        r, k, channels = self.A.shape[:3]
-        flat, inside = self.positions(shape[1:])
+        return self.added(self.A.new_zeros(*self.A.shape[:2], *shape))
+
+    def added(self, full: Tensor) -> Tensor:
+        """The coefficients added to those of whole maps ``(r, k, channels, *spatial)``."""
+        flat, inside = self.positions(full.shape[3:])
         values = (self.A * inside[:, None, None]).flatten(3)
         index = flat.flatten(1)[:, None, None].expand_as(values)
-        full = self.A.new_zeros(r, k, channels, torch.Size(shape[1:]).numel())
-        return full.scatter_add(3, index, values).reshape(r, k, *shape)
+        return full.flatten(3).scatter_add(3, index, values).reshape(full.shape)
 
     def joined(self, other: Window) -> Window | None:
         """The sum of both in one larger window; None unless all rows differ by the same shift."""

@@ -24,8 +24,8 @@ from holdfast.graphs.window import Window
 from holdfast.verifiers.crown import State, absolute_sum, gamma, scale_of
 from holdfast.verifiers.regions import BoxRegion, Region
 
-# Coefficients handled at once: enough for full speed of products, few enough for caches.
-CHUNK = 1 << 19
+# Bytes of coefficients handled at once: enough for full speed of products, few enough for caches.
+CHUNK = 1 << 22
 # Rows of one sample from which on its boxes are worth a pass of their own.
 OWN_PASS = 16
 # Rows are sorted out when at least this share of them is settled.
@@ -82,6 +82,7 @@ class Front:
         constant: ``(r, k)``.
         error: Rounding errors so far ``(r, k)``.
         mirrored: Whether the rows still stand for both signs.
+        side: The only sign sought of every row ``(r,)``, or None for both.
     """
 
     pending: dict[int, Rows]
@@ -90,6 +91,7 @@ class Front:
     constant: Tensor
     error: Tensor
     mirrored: bool = True
+    side: Tensor | None = None
 
     def rows(self, index: Tensor) -> Front:
         """The rows at ``index``."""
@@ -100,7 +102,17 @@ class Front:
             sample=self.sample[index],
             constant=self.constant[index],
             error=self.error[index],
+            side=None if self.side is None else self.side[index],
         )
+
+    def turned(self, side: Tensor) -> Front:
+        """The rows times signs of their own ``(r,)``, and never doubled."""
+        pending = {
+            i: p._replace(A=p.A * side.reshape(-1, *[1] * (p.A.dim() - 1)))
+            for i, p in self.pending.items()
+        }
+        constant = self.constant * side[:, None]
+        return replace(self, pending=pending, constant=constant, mirrored=False, side=side)
 
     def double(self) -> None:
         """From here on the two signs differ."""
@@ -148,8 +160,16 @@ class Elements:
         box = self.state.boxes[self.start]
         at = (pairs[:, 0], pairs[:, 1])
         self.low, self.high = flattened(box.lower)[at], flattened(box.upper)[at]
-        for part in torch.arange(len(pairs), device=pairs.device).split(self.step()):
-            self._run(self._begin(pairs[part], part))
+        if self.settled is None:
+            for part in torch.arange(len(pairs), device=pairs.device).split(self.step()):
+                self._run(self._begin(pairs[part], part))
+            return self.low, self.high
+        # Most elements are settled by the end nearer to zero; then the other need not be known.
+        near = 1.0 - 2.0 * (self.high < -self.low).to(self.low.dtype)
+        for side in (near, -near):
+            open_ = (~self.settled(self.low, self.high)).nonzero().squeeze(1)
+            for part in open_.split(2 * self.step()) if len(open_) else ():
+                self._run(self._begin(pairs[part], part).turned(side[part]))
         return self.low, self.high
 
     def least(self, pairs: Tensor) -> Tensor:
@@ -162,7 +182,7 @@ class Elements:
 
     def step(self) -> int:
         """Rows handled at once."""
-        return max(1, CHUNK // self.widest)
+        return max(1, CHUNK // (self.widest * self.state.boxes[0].lower.element_size()))
 
     def _begin(self, pairs: Tensor, which: Tensor) -> Front:
         """Unit coefficients; the row of a fully connected layer at once."""
@@ -281,7 +301,11 @@ class Elements:
     def _is_divisible(self, front: Front) -> bool:
         if any(p.only is not None for p in front.pending.values() if isinstance(p, Dense)):
             return False
-        return len(front.which) > self.step() or self._own(front)
+        return len(front.which) > self._fitting(front) or self._own(front)
+
+    def _fitting(self, front: Front) -> int:
+        """Rows handled at once, twice as many where only one sign is sought."""
+        return self.step() * (1 if front.side is None else 2)
 
     def _own(self, front: Front) -> bool:
         samples = int(front.sample[-1] - front.sample[0]) + 1
@@ -291,11 +315,11 @@ class Elements:
         """Rows of single samples, or of a few where each has few, in chunks."""
         index = torch.arange(len(front.which), device=front.which.device)
         if not self._own(front):
-            yield from (front.rows(part) for part in index.split(self.step()))
+            yield from (front.rows(part) for part in index.split(self._fitting(front)))
             return
         counts = torch.unique_consecutive(front.sample, return_counts=True)[1].tolist()
         for own in index.split(counts):
-            for part in own.split(self.step()):
+            for part in own.split(self._fitting(front)):
                 found = front.rows(part)
                 only = int(found.sample[0])
                 found.pending = {
@@ -342,7 +366,12 @@ class Elements:
 
     def _keep(self, front: Front, value: Tensor) -> None:
         """Best bounds of each element."""
-        low, high, which = value[:, 0], -value[:, 1], front.which
+        which, side = front.which, front.side
+        if side is None:
+            low, high = value[:, 0], -value[:, 1]
+        else:
+            found = value[:, 0]
+            low, high = found.where(side > 0, -torch.inf), (-found).where(side < 0, torch.inf)
         self.low = self.low.index_put((which,), torch.fmax(self.low[which], low))
         self.high = self.high.index_put((which,), torch.fmin(self.high[which], high))
 
@@ -370,5 +399,10 @@ def _sum(a: Rows, b: Rows, shape: tuple[int, ...]) -> Rows:
         joined = a.joined(b)
         if joined is not None:
             return joined
-    a, b = (_dense(p, shape) if isinstance(p, Window) else p for p in (a, b))
+    if isinstance(a, Window):
+        a, b = b, a
+    if isinstance(a, Window):
+        a = _dense(a, shape)
+    if isinstance(b, Window):
+        return a._replace(A=b.added(a.A))
     return Dense(a.A + b.A, a.sample, a.only if a.only is not None else b.only)

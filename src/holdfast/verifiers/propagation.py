@@ -24,8 +24,11 @@ from holdfast.verifiers.regions import Region
 Method = Literal["interval", "crown"]
 # Elements of the largest coefficient tensor handled at once; keeps a pass within caches and memory.
 CHUNK = 1 << 18
-CROWD = 8
-"""Least number of samples that are bounded together with as many rows for each."""
+CROWD, FEW = 8, 64
+"""Least number of samples that are bounded together, and most rows of each.
+
+With more rows, products for one sample are fast enough, and single rows end sooner.
+"""
 CROWDED = 0.25
 """Least share of these rows that are needed."""
 
@@ -190,7 +193,8 @@ def _is_crowded(graph: Graph, node: Node, loose: Tensor) -> bool:
     ):
         return False
     counts = loose.sum(1)
-    return bool(counts.sum() >= CROWDED * len(counts) * counts.max())
+    most = int(counts.max())
+    return most <= FEW and int(counts.sum()) >= CROWDED * len(counts) * most
 
 
 def _keeps(node: Node) -> bool:

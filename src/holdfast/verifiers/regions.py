@@ -85,7 +85,7 @@ class BoxRegion:
 
     def windows(self, window: Window) -> BoxRegion:
         """The part of the box in each window."""
-        return BoxRegion(window.gather(self.lower), window.gather(self.upper))
+        return BoxRegion(*window.gather_all(self.lower, self.upper))
 
     def to(self, dtype: torch.dtype) -> BoxRegion:
         """The box in another precision, rounded to nearest."""

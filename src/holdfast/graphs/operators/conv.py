@@ -18,6 +18,8 @@ from holdfast.graphs.operators.movement import padded
 from holdfast.graphs.window import Window
 
 _FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# Elements of patches laid out at once, so that they stay in caches.
+_PATCHES = 1 << 17
 _BACKWARD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -104,8 +106,11 @@ class Conv(Affine):
             (len(A), h, w, *kernel, A.shape[1]), (*step[:3], step[1], step[2], step[3])
         )
         weight = self.weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, self.weight.shape[1])
-        pulled = patches.reshape(-1, len(weight)) @ weight
-        return pulled.reshape(len(A), h, w, -1).permute(0, 3, 1, 2).contiguous()
+        pulled = A.new_empty(len(A), h * w, weight.shape[1])
+        step = max(1, _PATCHES // (h * w * len(weight)))
+        for part, out in zip(patches.split(step), pulled.split(step), strict=True):
+            torch.mm(part.reshape(-1, len(weight)), weight, out=out.view(-1, weight.shape[1]))
+        return pulled.transpose(1, 2).reshape(len(A), -1, h, w)
 
     def pull_window(self, window: Window, boxes: Sequence[Box]) -> tuple[Window, Tensor] | None:
         """Transposed convolution of the windows alone; what falls on padding is dropped."""
@@ -113,6 +118,7 @@ class Conv(Affine):
         A = A.reshape(*window.A.shape[:2], *A.shape[1:])
         stride, padding = (window.origin.new_tensor(v) for v in (self.stride, self.padding))
         pulled = Window(A, window.origin * stride - padding, window.sample)
+        pulled = pulled.located(boxes[0].lower.shape[2:])
         _, inside = pulled.positions(boxes[0].lower.shape[2:])
         constant = window.A.flatten(3).sum(3) @ self.bias
         return pulled._replace(A=A * inside[:, None, None]), constant
