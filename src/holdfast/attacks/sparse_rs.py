@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks._losses import goal_margin
+from holdfast.attacks._options import require_schedule
 from holdfast.attacks._places import drawn_from, painted
 from holdfast.attacks.base import Answer, Attack, Card, Problem, Query
 from holdfast.engine.random import Rng
-from holdfast.errors import PlanError
 from holdfast.rows import like
 from holdfast.threat import Access, AllowedSet
 
@@ -83,11 +83,7 @@ class SparseRS(Attack):
 
     def __post_init__(self) -> None:
         """Refuse a schedule that cannot run."""
-        if self.queries < 1 or self.restarts < 1 or not 0 < self.p_init <= 1:
-            raise PlanError(
-                f"Sparse-RS cannot run with queries={self.queries}, restarts={self.restarts}, "
-                f"p_init={self.p_init}. Give at least one query and restart, and 0 < p_init <= 1."
-            )
+        require_schedule("Sparse-RS", self.queries, self.restarts, self.p_init)
 
     @property
     def max_queries(self) -> int:

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks._losses import goal_margin
+from holdfast.attacks._options import require_schedule
 from holdfast.attacks._square import l1, l2, linf
 from holdfast.attacks._square.patterns import L1_PATTERN, L2_PATTERN, Pattern
 from holdfast.attacks._square.windows import Windows, windows_for
 from holdfast.attacks.base import Answer, Attack, Card, Problem, Query
 from holdfast.engine.random import Rng
-from holdfast.errors import PlanError
 from holdfast.perturbations.l1 import L1Ball
 from holdfast.perturbations.l2 import L2Ball
 from holdfast.rows import like, static_field
@@ -76,11 +76,7 @@ class Square(Attack):
 
     def __post_init__(self) -> None:
         """Refuse a schedule that cannot run."""
-        if self.queries < 1 or self.restarts < 1 or not 0 < self.p_init <= 1:
-            raise PlanError(
-                f"Square cannot run with queries={self.queries}, restarts={self.restarts}, "
-                f"p_init={self.p_init}. Give at least one query and restart, and 0 < p_init <= 1."
-            )
+        require_schedule("Square", self.queries, self.restarts, self.p_init)
 
     @property
     def max_queries(self) -> int:

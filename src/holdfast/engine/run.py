@@ -310,7 +310,7 @@ def _threat(context: Context, threat: Threat) -> Generator[Event, None, bool]:
     yield from _curve(context, threat)
     _examples(context, threat)
     if not n_unfinished:
-        yield from _tell(context, list(suspicions(text, steps, standing, is_correct)))
+        yield from _tell(context, list(suspicions(threat, steps, standing, is_correct)))
     return n_unfinished > 0
 
 

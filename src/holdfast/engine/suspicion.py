@@ -9,17 +9,17 @@ import numpy as np
 from holdfast.engine.cascade import Step
 from holdfast.engine.ledger import Standing
 from holdfast.record import Finding
-from holdfast.threat import Access
+from holdfast.threat import Access, Threat
 
 FAIR_CHANCE = 20
 """Gradients followed in vain before it counts that a search without them broke a sample."""
 
 
 def suspicions(
-    threat: str, steps: Sequence[Step], standing: Standing, is_correct: np.ndarray
+    threat: Threat, steps: Sequence[Step], standing: Standing, is_correct: np.ndarray
 ) -> Iterator[Finding]:
     """Findings on one threat after all its attacks."""
-    n = max(1, int(is_correct.sum()))
+    n, name = max(1, int(is_correct.sum())), threat.describe()
     if not standing.looks:  # else the checks of holdfast.trust have seen to it
         yield from _masked(threat, steps, standing, n)
     for text, code in (
@@ -27,21 +27,21 @@ def suspicions(
         (_still_falling(steps, standing, n), "still_falling"),
     ):
         if text:
-            yield Finding(code=code, level="warning", text=text, threat=threat)
+            yield Finding(code=code, level="warning", text=text, threat=name)
 
 
-def _masked(threat: str, steps: Sequence[Step], standing: Standing, n: int) -> Iterator[Finding]:
+def _masked(threat: Threat, steps: Sequence[Step], standing: Standing, n: int) -> Iterator[Finding]:
     for text, code in (
         (_score_beats_gradient(threat, steps, standing, n), "scores_beat_gradients"),
         (_zero_gradients(standing), "zero_gradients_in_search"),
     ):
         if text:
-            yield Finding(code=code, level="warning", text=text, threat=threat)
+            yield Finding(code=code, level="warning", text=text, threat=threat.describe())
 
 
-def _score_beats_gradient(threat: str, steps: Sequence[Step], standing: Standing, n: int) -> str:
+def _score_beats_gradient(threat: Threat, steps: Sequence[Step], standing: Standing, n: int) -> str:
     """An attack that sees less should never find more, unless changes are large as in l0."""
-    if threat.startswith("l0:") or all(s.attack.card.sees_less for s in steps):
+    if threat.norm == "l0" or all(s.attack.card.sees_less for s in steps):
         return ""
     count = n_beyond_gradients(steps, standing)
     if count < max(2, 0.003 * n):
