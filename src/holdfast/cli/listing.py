@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -47,48 +47,34 @@ def listing(
 
 
 def _attacks() -> Rows:
-    from dataclasses import MISSING, fields
-
     from holdfast import registry
 
     rows = []
     for name, attack in sorted(registry.attacks().items()):
         card = attack.card
-        options = [
-            f"{f.name}={f.default}" if f.default is not MISSING else f.name
-            for f in fields(attack)  # type: ignore[arg-type]
-        ]
-        lines = (
-            card.title,
-            f"needs {card.access.value}; works in {', '.join(sorted(card.norms))}",
-            f"options: {', '.join(options)}",
-            f"{card.paper}\n",
-        )
-        rows.append((name, "\n".join(lines)))
+        works = f"needs {card.access.value}; works in {', '.join(sorted(card.norms))}"
+        rows.append((name, _told(attack, works)))
     return ("attack", "what it does"), rows
 
 
 def _recipes() -> Rows:
-    from dataclasses import MISSING, fields
-
     from holdfast import registry
 
     rows = []
     for name, recipe in sorted(registry.recipes().items()):
         card = recipe.card
-        options = [
-            f"{f.name}={f.default}" if f.default is not MISSING else f.name
-            for f in fields(recipe)  # type: ignore[arg-type]
-        ]
         several = "; against several threats at once" if card.n_threats == 0 else ""
-        lines = (
-            card.title,
-            f"works in {', '.join(sorted(card.norms))}{several}",
-            f"options: {', '.join(options)}",
-            f"{card.paper}\n",
-        )
-        rows.append((name, "\n".join(lines)))
+        rows.append((name, _told(recipe, f"works in {', '.join(sorted(card.norms))}{several}")))
     return ("recipe", "what it does"), rows
+
+
+def _told(part: Any, works: str) -> str:
+    """Title, where it works, options with their defaults, and paper: a line each."""
+    from dataclasses import MISSING, fields
+
+    options = [f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(part)]
+    lines = part.card.title, works, f"options: {', '.join(options)}", f"{part.card.paper}\n"
+    return "\n".join(lines)
 
 
 def _threats() -> Rows:
