@@ -92,7 +92,10 @@ def test_a_proof_is_written_and_checked(cli, files):
     assert "made for another network" in other.stderr
     (files / "proof.zip").write_bytes((files / "proof.zip").read_bytes()[:90])
     assert "not a whole proof file" in cli("check", "proof.zip", "net.onnx", "unsat.vnnlib").stderr
-    assert cli("check", "none.zip", "net.onnx", "unsat.vnnlib").exit_code == 1
+    none = cli("check", "none.zip", "net.onnx", "unsat.vnnlib")
+    assert (none.exit_code, "there is no proof file 'none.zip'" in none.stderr) == (1, True)
+    swapped = cli("verify", "unsat.vnnlib", "net.onnx")
+    assert "it is no text; the network's file comes first" in swapped.stderr
     refused = cli("check", "none.zip", "net.onnx", "unsat.vnnlib", "--json")
     assert (refused.exit_code, json.loads(refused.stdout)["result"]) == (1, "refused")
 
@@ -173,7 +176,7 @@ BAD = {
         BOX + Y + "(declare-const Y_1 Real)(assert (>= X_0 5))",
         "declares 2 outputs, the network has 1",
     ),
-    "unbounded": (layers(), BOX.replace("(assert (<= X_1 1))", "") + Y, "input 1 lies in"),
+    "unbounded": (layers(), BOX.replace("(assert (<= X_1 1))", "") + Y, "input X_1 lies in"),
     "text": (layers(), BOX + Y + "(assert (>= Y_0 1)", "line 4, column 19"),
     "no property": (layers(), None, "cannot read the property file"),
     "several networks": (layers(), TWO_NETWORKS, "--network f=f.onnx --network g=g.onnx"),

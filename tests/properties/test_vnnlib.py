@@ -185,7 +185,7 @@ def test_counts_and_missing_bounds_are_refused():
         query.check_counts(5, 2)
     with pytest.raises(PropertyError, match="declares 2 outputs, the network has 3"):
         query.check_counts(2, 3)
-    with pytest.raises(PropertyError, match="input 0 lies in"):
+    with pytest.raises(PropertyError, match="input X_0 lies in"):
         query.check_bounded()
     parse_vnnlib(declare() + BOX).check_bounded()
 

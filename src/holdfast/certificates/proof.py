@@ -143,6 +143,8 @@ def load_proof(path: str | Path) -> Proof:
             return Proof(header["network_sha256"], header["property_sha256"], trees, substitution)
     except CertificateError:
         raise
+    except FileNotFoundError as error:
+        raise CertificateError(f"there is no proof file {str(path)!r}") from error
     except DAMAGE as error:
         raise CertificateError(f"{str(path)!r} is not a whole proof file: {error!r}") from error
 

@@ -52,8 +52,9 @@ def check(
     if not result.accepted:
         typer.echo(f"The proof shows nothing: {result.reason}.", err=True)
         raise typer.Exit(1)
+    n = result.n_leaves
     typer.echo(
-        f"No input violates the property: {result.n_leaves} cases derived again in "
+        f"No input violates the property: {n} case{'s' * (n != 1)} derived again in "
         f"{result.seconds:.1f} s, in real arithmetic with the weights of the file.",
         err=True,
     )

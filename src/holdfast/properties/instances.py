@@ -88,7 +88,8 @@ def read_instances(path: str | Path) -> tuple[Instance, ...]:
         with Path(path).open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
-        raise PropertyError(f"cannot read the list of instances {str(path)!r}: {error}") from error
+        words = error.strerror or error
+        raise PropertyError(f"cannot read the list of instances {str(path)!r}: {words}") from error
     found = []
     for number, row in enumerate(rows, 1):
         try:

@@ -158,7 +158,7 @@ class Query:
         if self.coupled is not None:
             index = int(np.flatnonzero(self.coupled.coupling.base == index)[0])
         if self.version == "1.0":
-            return str(index)
+            return f"X_{index}"
         tensors = [tensor for network in self.networks for tensor in network.inputs]
         tensor = next(t for t in tensors if t.offset <= index < t.offset + t.size)
         place = np.unravel_index(index - tensor.offset, tensor.shape) if tensor.shape else ()

@@ -23,8 +23,14 @@ def read_text(path: str | Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise PropertyError(f"cannot read the property file {str(path)!r}: {error}") from error
+    except UnicodeDecodeError as error:
+        raise PropertyError(
+            f"cannot read the property file {str(path)!r}: it is no text; the network's file comes "
+            "first, then the property's"
+        ) from error
+    except (OSError, EOFError) as error:
+        words = getattr(error, "strerror", None) or error
+        raise PropertyError(f"cannot read the property file {str(path)!r}: {words}") from error
 
 
 @dataclass(slots=True)
