@@ -22,7 +22,7 @@ def headline(report: Report, result: ThreatResult) -> str:
     trust = result.trust
     match trust.confidence:
         case Confidence.TRUSTED:
-            return _trusted(trust)
+            return _trusted(trust, result)
         case Confidence.LOWERED:
             return _lowered(report, trust)
         case Confidence.HELD:
@@ -35,10 +35,11 @@ def headline(report: Report, result: ThreatResult) -> str:
     return ""
 
 
-def _trusted(trust: Trust) -> str:
+def _trusted(trust: Trust, result: ThreatResult) -> str:
     if not trust.n_probed:
+        ends = "broken or proven" if result.verified_accuracy.k else "broken"
         return (
-            "Trust this number: nearly every sample was broken, and every break was replayed, so "
+            f"Trust this number: nearly every sample was {ends}, and every break was replayed, so "
             "there is little that a misled attack could have missed."
         )
     return (
