@@ -20,7 +20,7 @@ from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Activation, Box
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import Cuts, State, pull_back
-from holdfast.verifiers.element_slopes import RATE, adam_direction, keeps_rows, sharpened
+from holdfast.verifiers.element_slopes import RATE, adam_step, keeps_rows, sharpened
 from holdfast.verifiers.propagation import loose_for, padded_index, plan_refinement
 from holdfast.verifiers.regions import Region
 
@@ -123,9 +123,8 @@ def optimise(
         for i, gradient in enumerate(gradients):
             if gradient is not None:
                 size = rate * 0.98**step * (1.0 if names[i][0] == "a" else 0.5)
-                move = adam_direction(gradient, first[i], second[i], step + 1)
-                limit = 1.0 if names[i][0] == "a" else None
-                x[i] = (x[i].detach() + size * move).clamp(0.0, limit)
+                moved = adam_step(x[i].detach(), gradient, first[i], second[i], step + 1, size)
+                x[i] = moved.clamp_(0.0, 1.0 if names[i][0] == "a" else None)
     return _named(names, best), best_value
 
 

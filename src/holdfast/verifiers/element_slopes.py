@@ -47,7 +47,7 @@ def sharpened(
     values = []
     for part in pairs.split(proof.step()) if len(pairs) else ():
         choices = _searched(search, part, steps)
-        proof.choices = {i: t.to(box.lower.dtype) for i, t in choices.items()}
+        proof.choose({i: t.to(box.lower.dtype) for i, t in choices.items()})
         values.append(proof.least(part))
     if not values:
         return box
@@ -61,10 +61,10 @@ def sharpened(
 
 def _searched(elements: Elements, pairs: Tensor, steps: int) -> dict[int, Tensor]:
     """The best choices of every row and side that Adam comes across."""
-    elements.choices = {}
+    best: dict[int, Tensor] = {}
+    elements.choose(best)
     with torch.no_grad():
         best_value = elements.least(pairs)
-    best = elements.choices
     current = {i: t.clone() for i, t in best.items()}
     first, second = ({i: torch.zeros_like(t) for i, t in best.items()} for _ in range(2))
     for step in range(1, steps + 1 if best else 0):
@@ -79,8 +79,9 @@ def _searched(elements: Elements, pairs: Tensor, steps: int) -> dict[int, Tensor
             if step > 1:
                 best_value = _kept(best, leaves, best_value, value)
             for (i, t), gradient in zip(leaves.items(), gradients, strict=True):
-                move = adam_direction(gradient, first[i], second[i], step)
-                current[i] = move.mul_(RATE * 0.98 ** (step - 1)).add_(t.detach()).clamp_(0.0, 1.0)
+                size = RATE * 0.98 ** (step - 1)
+                moved = adam_step(t.detach(), gradient, first[i], second[i], step, size)
+                current[i] = moved.clamp_(0.0, 1.0)
     with torch.no_grad():
         elements.choices = dict(current)
         _kept(best, current, best_value, elements.least(pairs))
@@ -98,12 +99,15 @@ def _kept(
     return torch.where(better, value.detach(), best_value)
 
 
-def adam_direction(gradient: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:
-    """Adam's direction (Kingma & Ba, 2015); updates both moments in place.
+def adam_step(
+    x: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, size: float
+) -> Tensor:
+    """A step of Adam upwards (Kingma & Ba, 2015); updates both moments in place.
 
     Written out since importing ``torch.optim`` costs seconds and holds per-parameter state.
     """
-    first.mul_(0.9).add_(gradient, alpha=0.1)
+    first.lerp_(gradient, 0.1)
     second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    scale = (second / (1 - 0.999**step)).sqrt_().add_(1e-12)
-    return first.div(1 - 0.9**step).div_(scale)
+    spread = (1 - 0.999**step) ** 0.5
+    scale = second.sqrt().add_(1e-12 * spread)
+    return torch.addcdiv(x, first, scale, value=size * spread / (1 - 0.9**step))

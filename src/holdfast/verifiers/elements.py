@@ -3,25 +3,27 @@
 Rows begin as windows of a feature map (see ``graphs.window``) and are spread out once windows would
 cover half the map. Before every non-linear node the row is also bounded over the boxes known there:
 where that already settles the element's sign, no better bound would change its relaxation, and the
-row ends (early termination, as in GPUPoly; Müller et al., 2021, arXiv:2007.10868).
+row ends (early termination, as in GPUPoly; Müller et al., 2021, arXiv:2007.10868). Of the two ends
+of a range, the one nearer to zero is bounded first, and the other only where that settles nothing.
 """
 # ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple, final
+from typing import final
 
 import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph, Node
-from holdfast.graphs.operator import Activation, Box, Lines, pull_lines
+from holdfast.graphs.operator import Activation, Box, Lines, Pulled, pull_lines
 from holdfast.graphs.operators.linear import Linear
+from holdfast.graphs.operators.relu import ChosenSlopes
 from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
 from holdfast.verifiers.crown import State, absolute_sum, gamma, scale_of
+from holdfast.verifiers.fronts import Dense, Front, Rows, lines_of, merged, spread_out, total
 from holdfast.verifiers.regions import BoxRegion, Region
 
 # Bytes of coefficients handled at once: enough for full speed of products, few enough for caches.
@@ -30,95 +32,6 @@ CHUNK = 1 << 22
 OWN_PASS = 16
 # Rows are sorted out when at least this share of them is settled.
 SETTLED = 0.2
-
-
-class Dense(NamedTuple):
-    """Rows of coefficients over a whole node.
-
-    Attributes:
-        A: Coefficients ``(r, k, *shape)``.
-        sample: Sample of every row ``(r,)``.
-        only: The sample of all rows where they share one.
-    """
-
-    A: Tensor
-    sample: Tensor
-    only: int | None
-
-    def gather(self, full: Tensor) -> Tensor:
-        """The part of ``full (n, ...)`` that belongs to each row, or to all of them."""
-        return full[self.sample] if self.only is None else full[self.only : self.only + 1]
-
-    def merged(self) -> Tensor:
-        """Coefficients ``(1, r k, *shape)`` where all rows share a sample, else as they are."""
-        return self.A if self.only is None else self.A.flatten(0, 1).unsqueeze(0)
-
-    def split(self, merged: Tensor) -> Tensor:
-        """Undoes ``merged`` for anything with its leading axes: to ``(r, k, ...)``."""
-        return merged.reshape(*self.A.shape[:2], *merged.shape[2:])
-
-    def rows(self, index: Tensor) -> Dense:
-        """The rows at ``index``."""
-        return Dense(self.A[index], self.sample[index], self.only)
-
-    def minimum(self, box: Box) -> Tensor:
-        """Least values ``(r, k)`` over the boxes of all samples."""
-        region = BoxRegion(self.gather(box.lower), self.gather(box.upper))
-        return self.split(region.minimum(self.merged()))
-
-
-Rows = Window | Dense
-
-
-@final
-@dataclass(slots=True)
-class Front:
-    """Rows on their way back.
-
-    Attributes:
-        pending: Coefficients by node.
-        which: Position of every row among the elements asked for ``(r,)``.
-        sample: Sample of every row ``(r,)``.
-        constant: ``(r, k)``.
-        error: Rounding errors so far ``(r, k)``.
-        mirrored: Whether the rows still stand for both signs.
-        side: The only sign sought of every row ``(r,)``, or None for both.
-    """
-
-    pending: dict[int, Rows]
-    which: Tensor
-    sample: Tensor
-    constant: Tensor
-    error: Tensor
-    mirrored: bool = True
-    side: Tensor | None = None
-
-    def rows(self, index: Tensor) -> Front:
-        """The rows at ``index``."""
-        return replace(
-            self,
-            pending={i: p.rows(index) for i, p in self.pending.items()},
-            which=self.which[index],
-            sample=self.sample[index],
-            constant=self.constant[index],
-            error=self.error[index],
-            side=None if self.side is None else self.side[index],
-        )
-
-    def turned(self, side: Tensor) -> Front:
-        """The rows times signs of their own ``(r,)``, and never doubled."""
-        pending = {
-            i: p._replace(A=p.A * side.reshape(-1, *[1] * (p.A.dim() - 1)))
-            for i, p in self.pending.items()
-        }
-        constant = self.constant * side[:, None]
-        return replace(self, pending=pending, constant=constant, mirrored=False, side=side)
-
-    def double(self) -> None:
-        """From here on the two signs differ."""
-        self.pending = {i: p._replace(A=torch.cat([p.A, -p.A], 1)) for i, p in self.pending.items()}
-        self.constant = torch.cat([self.constant, -self.constant], 1)
-        self.error, self.mirrored = torch.cat([self.error] * 2, 1), False
 
 
 @final
@@ -154,6 +67,9 @@ class Elements:
         self.widest = max(n.size for n in graph.nodes[: start + 1])
         self.fruitless: set[int] = set()
         self.choices: dict[int, Tensor] | None = None
+        self.boxes: dict[int, Box] = {}
+        self.fixed: dict[int, tuple[Lines, Tensor]] = {}
+        self.seen: Region | None = None
 
     def bounds(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
         """Bounds ``(r,)`` of the elements at ``pairs (r, 2)`` of sample and flat position."""
@@ -255,7 +171,7 @@ class Elements:
                     left = absolute_sum(other.A) + absolute_sum(part.A)
                     scale = scale_of(self.state, i)[front.sample]
                     front.error = front.error + self.unit * scale * left
-                part = _sum(other, part, self.graph.nodes[i].shape)
+                part = total(other, part, self.graph.nodes[i].shape)
             front.pending[i] = part
         self._spread(front)
 
@@ -263,12 +179,12 @@ class Elements:
         """Coefficients for every input of ``node`` and the constant."""
         boxes = [self.state.boxes[i] for i in node.inputs]
         if isinstance(node.op, Activation):
-            pulled = pull_lines(_merged(rows), self._lines(node, node.op, rows))
+            pulled = self._relaxed(node, node.op, rows)
         elif isinstance(rows, Window):
             found = node.op.pull_window(rows, boxes)
             if found is not None:
                 return [found[0]] * len(node.inputs), found[1]
-            return self._pulled(node, _dense(rows, node.shape))
+            return self._pulled(node, spread_out(rows, node.shape))
         else:
             if not node.op.is_affine:
                 boxes = [Box(rows.gather(b.lower), rows.gather(b.upper)) for b in boxes]
@@ -279,24 +195,44 @@ class Elements:
             return parts, None if constant is None else rows.split(constant)
         return [rows._replace(A=pulled.coefficients[0])], constant
 
-    def _lines(self, node: Node, op: Activation, rows: Rows) -> Lines:
-        """Relaxations of each row, ``(r or 1, 1 or k, *shape)``."""
+    def _relaxed(self, node: Node, op: Activation, rows: Rows) -> Pulled:
+        """Coefficients before an activation, by the default lines or those of ``choices``."""
+        A = merged(rows)
         if self.choices is None or not op.n_parameters:
-            return _gathered(rows, self.state.relaxed(node, op))
-        full = self.state.boxes[node.inputs[0]]
-        ends = rows.gather_all(*full) if isinstance(rows, Window) else map(rows.gather, full)
-        box = Box(*ends)
+            return pull_lines(A, lines_of(rows, self.state.relaxed(node, op)))
+        box = self._box(node, rows)
         if node.index not in self.choices:
             first = op.start(box).unsqueeze(2)
             self.choices[node.index] = first.expand(-1, -1, 2, *first.shape[3:]).contiguous()
-        return op.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), self.choices[node.index])
+        chosen = self.choices[node.index]
+        if not op.is_rectifier or box.lower.requires_grad:
+            lines = op.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), chosen)
+            return pull_lines(A, lines)
+        if node.index not in self.fixed:
+            zero = torch.zeros_like(box.lower).unsqueeze(1)
+            lines = op.relax(box.lower.unsqueeze(1), box.upper.unsqueeze(1), zero.unsqueeze(0))
+            self.fixed[node.index] = lines, op.is_loose(box).unsqueeze(1).to(zero.dtype)
+        coefficients, constant = ChosenSlopes.apply(A, chosen[0], *self.fixed[node.index])
+        return Pulled((coefficients,), constant)
+
+    def _box(self, node: Node, rows: Rows) -> Box:
+        """What each row sees of the box before an activation, once for all ``choices``."""
+        if node.index not in self.boxes:
+            full = self.state.boxes[node.inputs[0]]
+            ends = rows.gather_all(*full) if isinstance(rows, Window) else map(rows.gather, full)
+            self.boxes[node.index] = Box(*ends)
+        return self.boxes[node.index]
+
+    def choose(self, choices: dict[int, Tensor]) -> None:
+        """Seek bounds by these choices, for other elements than before."""
+        self.choices, self.boxes, self.fixed, self.seen = choices, {}, {}, None
 
     def _spread(self, front: Front) -> None:
         """Windows over more than half of a map become full rows."""
         for i, rows in front.pending.items():
             shape = self.graph.nodes[i].shape
             if isinstance(rows, Window) and 2 * rows.A[0, 0].numel() > torch.Size(shape).numel():
-                front.pending[i] = _dense(rows, shape)
+                front.pending[i] = spread_out(rows, shape)
 
     def _is_divisible(self, front: Front) -> bool:
         if any(p.only is not None for p in front.pending.values() if isinstance(p, Dense)):
@@ -359,7 +295,11 @@ class Elements:
 
     def _over_region(self, rows: Rows) -> Tensor:
         if isinstance(rows, Window):
-            return self.region.windows(rows).minimum(rows.A)
+            if self.choices is None:
+                return self.region.windows(rows).minimum(rows.A)
+            if self.seen is None:
+                self.seen = self.region.windows(rows)
+            return self.seen.minimum(rows.A)
         only = rows.only
         sample = rows.sample if only is None else slice(only, only + 1)
         return rows.split(self.region.rows(sample).minimum(rows.merged()))
@@ -374,35 +314,3 @@ class Elements:
             low, high = found.where(side > 0, -torch.inf), (-found).where(side < 0, torch.inf)
         self.low = self.low.index_put((which,), torch.fmax(self.low[which], low))
         self.high = self.high.index_put((which,), torch.fmin(self.high[which], high))
-
-
-def _merged(rows: Rows) -> Tensor:
-    return rows.A if isinstance(rows, Window) else rows.merged()
-
-
-def _gathered(rows: Rows, lines: Lines) -> Lines:
-    """Lines of an activation for each row, ``(r or 1, 1, *shape)``."""
-    given = [t for t in lines if t is not None]
-    if isinstance(rows, Window):
-        found = iter(rows.gather_all(*(t.squeeze(1) for t in given)))
-        return Lines(*(None if t is None else next(found).unsqueeze(1) for t in lines))  # type: ignore[arg-type]
-    return Lines(*(None if t is None else rows.gather(t) for t in lines))  # type: ignore[arg-type]
-
-
-def _dense(window: Window, shape: tuple[int, ...]) -> Dense:
-    """The same coefficients over the whole node."""
-    return Dense(window.spread(shape), window.sample, None)
-
-
-def _sum(a: Rows, b: Rows, shape: tuple[int, ...]) -> Rows:
-    if isinstance(a, Window) and isinstance(b, Window):
-        joined = a.joined(b)
-        if joined is not None:
-            return joined
-    if isinstance(a, Window):
-        a, b = b, a
-    if isinstance(a, Window):
-        a = _dense(a, shape)
-    if isinstance(b, Window):
-        return a._replace(A=b.added(a.A))
-    return Dense(a.A + b.A, a.sample, a.only if a.only is not None else b.only)

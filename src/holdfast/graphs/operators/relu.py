@@ -1,15 +1,16 @@
 """The rectifier, ``max(z, 0)``."""
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
-from holdfast.graphs.operator import Activation, Box, Lines
+from holdfast.graphs.operator import Activation, Box, Lines, dot
 
 
 @final
@@ -54,6 +55,42 @@ class ReLU(Activation):
     def magnitude(self, *boxes: Box) -> None:
         """Left to the input's node: ``|A| intercept <= |A'| |lower|``."""
         return None
+
+
+class ChosenSlopes(torch.autograd.Function):
+    """``pull_lines`` for rectifiers whose lower slopes are sought, with gradients for these and A.
+
+    Written out as one step forward and one backward, which takes half the passes over memory.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, A: Tensor, chosen: Tensor, lines: Lines, unstable: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Coefficients ``(n, k, *shape)`` and constants ``(n, k)``.
+
+        Args:
+            ctx: What the step backward needs.
+            A: Coefficients ``(n, k, *shape)``.
+            chosen: Lower slopes ``(n, k, *shape)``.
+            lines: Lines ``(n, 1, *shape)``, whose lower slope is 0 where it is free.
+            unstable: 1 where the slopes count, 0 elsewhere ``(n, 1, *shape)``.
+        """
+        assert lines.upper_intercept is not None
+        lower = torch.addcmul(lines.lower_slope, chosen, unstable)
+        positive = A.sign().clamp_(min=0.0)
+        slope = torch.lerp(lines.upper_slope.expand_as(A), lower.expand_as(A), positive)
+        ctx.save_for_backward(A, positive, slope, unstable, lines.upper_intercept)
+        return A * slope, dot(A.clamp(max=0.0), lines.upper_intercept)
+
+    @staticmethod
+    def backward(ctx: Any, coefficients: Tensor, constant: Tensor) -> Any:  # type: ignore[override]
+        """Gradients of ``A`` and of the slopes."""
+        A, positive, slope, unstable, intercept = ctx.saved_tensors
+        share = constant.reshape(*constant.shape, *[1] * (A.dim() - 2)) * intercept
+        before = share.addcmul_(share, positive, value=-1.0).addcmul_(slope, coefficients)
+        chosen = (A * coefficients).mul_(positive).mul_(unstable)
+        return before, chosen, None, None
 
 
 def relu(call: Call, ref: Ref) -> Ref:
