@@ -288,3 +288,14 @@ def test_slopes_of_windows_are_as_good_as_those_of_full_rows(monkeypatch):
             torch.testing.assert_close(a.upper[open_], b.upper[open_], atol=2e-3, rtol=2e-3)
             gained += float((a.lower - old.lower).sum())
     assert gained > 0.1
+
+
+def test_slopes_of_one_part_are_not_taken_for_another(monkeypatch):
+    torch.manual_seed(4)
+    layers = [nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 3, 3, 1, 1), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(75, 3)).eval()
+    x = torch.rand(2, 1, 10, 10)
+    whole = bounds(net, x, 0.1, method="alpha-crown", steps=3)
+    # Rows of a few elements at a time; all parts but the last are of one size.
+    monkeypatch.setattr(elements, "CHUNK", 8 * 100 * 4)
+    torch.testing.assert_close(bounds(net, x, 0.1, method="alpha-crown", steps=3), whole)
