@@ -66,6 +66,13 @@ def test_the_class_group_and_corruption_that_paid_are_named():
     )
 
 
+def test_calibration_is_measured_bin_by_bin():
+    """Half are right, of ten at 0.95 and of ten at 0.15: too sure there, too modest here."""
+    confidence = np.array([0.95] * 10 + [0.15] * 10)
+    report = SimpleNamespace(samples=Samples([0] * 20, [True, False] * 10, confidence))
+    assert price.calibration_error(report) == pytest.approx((4.5 + 3.5) / 20)
+
+
 def test_calibration_that_got_worse_is_told():
     sure = Audit([True] * 36 + [False] * 4, confidence=0.9)
     shy = Audit([True] * 36 + [False] * 4, confidence=0.4)

@@ -1,5 +1,8 @@
 """What chooses the weights: proofs where bounds are trained, attacks otherwise."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import hardening_tools as small
 import pytest
 import torch
@@ -14,7 +17,8 @@ from holdfast.defenses.pgd_training import PGDTraining
 from holdfast.hardening.events import Validated
 from holdfast.hardening.harden import harden
 from holdfast.hardening.step import own_batch, own_step
-from holdfast.hardening.validation import Score, proven, trains_bounds
+from holdfast.hardening.validation import Score, proven, trains_bounds, validate
+from holdfast.threat import parse_threat
 
 EPS = 0.02
 
@@ -34,6 +38,32 @@ def test_proofs_of_a_linear_model_are_exact():
     found = proven(step, own_batch(x, y))
     assert torch.equal(found, exact.all(1))
     assert 0 < int(found.sum()) < len(y)
+
+
+def linear():
+    """A linear network, inputs and the labels it gives, and what holds at half of EPS ``(n,)``."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    x, _ = small.digits().fetch(range(200))
+    x = 0.1 + 0.8 * x
+    w, z = net[1].weight.detach(), net(x).detach()
+    y = z.argmax(1)
+    margins = z.gather(1, y[:, None]) - z - 0.5 * EPS * (w[y].unsqueeze(1) - w).abs().sum(2)
+    return net, x, y, (margins.scatter(1, y[:, None], 1.0) > 0).all(1)
+
+
+def test_a_sample_has_to_hold_under_every_threat():
+    net, x, y, holds = linear()
+    step = own_step(net, f"linf:{0.5 * EPS}")
+    step.threats = (*step.threats, parse_threat(f"linf:{0.1 * EPS}"))  # the last one is the easier
+    assert torch.equal(proven(step, own_batch(x, y)), holds)
+    assert 0.3 * len(y) < int(holds.sum()) < 0.8 * len(y)
+    samples: Any = SimpleNamespace(validation=lambda n: [(torch.arange(n), x[:n], y[:n])])
+    score = validate(step, samples, len(y), 10, is_certified=True)
+    expected = float(holds.float().mean())
+    assert (score.clean, score.n) == (1.0, len(y))
+    assert expected - 1e-6 <= score.robust <= expected + 0.02  # attacks may miss a few
+    assert score.verified == pytest.approx(expected)
 
 
 def test_what_is_proven_withstands_attacks():
