@@ -41,23 +41,23 @@ def test_proofs_of_a_linear_model_are_exact():
 
 
 def linear():
-    """A linear network, inputs and the labels it gives, and what holds at half of EPS ``(n,)``."""
+    """A linear network, inputs and the labels it gives, and what holds at twice EPS ``(n,)``."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     x, _ = small.digits().fetch(range(200))
     x = 0.1 + 0.8 * x
     w, z = net[1].weight.detach(), net(x).detach()
     y = z.argmax(1)
-    margins = z.gather(1, y[:, None]) - z - 0.5 * EPS * (w[y].unsqueeze(1) - w).abs().sum(2)
+    margins = z.gather(1, y[:, None]) - z - 2 * EPS * (w[y].unsqueeze(1) - w).abs().sum(2)
     return net, x, y, (margins.scatter(1, y[:, None], 1.0) > 0).all(1)
 
 
 def test_a_sample_has_to_hold_under_every_threat():
     net, x, y, holds = linear()
-    step = own_step(net, f"linf:{0.5 * EPS}")
-    step.threats = (*step.threats, parse_threat(f"linf:{0.1 * EPS}"))  # the last one is the easier
+    step = own_step(net, f"linf:{2 * EPS}")
+    step.threats = (*step.threats, parse_threat(f"linf:{0.5 * EPS}"))  # the last one is the easier
     assert torch.equal(proven(step, own_batch(x, y)), holds)
-    assert 0.3 * len(y) < int(holds.sum()) < 0.8 * len(y)
+    assert 0.2 * len(y) < int(holds.sum()) < 0.9 * len(y)
     samples: Any = SimpleNamespace(validation=lambda n: [(torch.arange(n), x[:n], y[:n])])
     score = validate(step, samples, len(y), 10, is_certified=True)
     expected = float(holds.float().mean())
