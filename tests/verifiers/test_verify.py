@@ -1,14 +1,19 @@
 """Verdicts against truth from exhaustive grids."""
 # ruff: noqa: N806 - A, C, D and W are the matrices of the literature
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from holdfast.graphs.torch_capture import capture
+from holdfast.verifiers import tree
 from holdfast.verifiers import verify as module
+from holdfast.verifiers.crown import LinearBound
 from holdfast.verifiers.problem import Clause, Property
+from holdfast.verifiers.regions import BoxRegion
 from holdfast.verifiers.verify import verify
 
 
@@ -83,6 +88,18 @@ def test_a_hair_is_not_a_proof(threshold, wanted, splitting):
     graph = capture(Magnitudes(), torch.zeros(1, 2), fold=False)
     verdict = verify(graph, at_most(threshold), timeout_s=2.0, attack=False)
     assert (verdict.status == "unsat") == wanted
+
+
+def test_only_a_positive_bound_closes_a_domain(monkeypatch):
+    values = torch.tensor([1e-12, 0.0, -1e-12], dtype=torch.float64)[:, None]
+    none = torch.zeros(3, 1, 2, dtype=torch.float64)
+    region = BoxRegion(none[:, 0], none[:, 0])
+    batch = SimpleNamespace(region=region, D=None, d=values)
+    bound = LinearBound(none, torch.zeros_like(values), {})
+    monkeypatch.setattr(tree, "exact", lambda *_: (batch, bound))
+    search = SimpleNamespace(keep_leaves=False)
+    domains = ["above", "at", "below"]
+    assert tree.prove(SimpleNamespace(search=search), domains) == ["above"]
 
 
 def test_conjunctions_and_disjunctions(splitting):
