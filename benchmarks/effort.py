@@ -2,7 +2,8 @@
 
 One short run of ``malt``; then ``standard``. Of those that the short run left: how many does
 standard break, in how many pairs did the one that falls have less left than the one that does not,
-and how many of either kind had less left than ``standard`` (half) and ``quick`` go on with.
+and how many of either kind had less left than ``standard`` and ``quick`` go on with (half), and a
+tenth more.
 """
 
 from __future__ import annotations

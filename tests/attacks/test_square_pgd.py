@@ -12,6 +12,7 @@ from holdfast import PGD, Model
 from holdfast.attacks.square_pgd import CLIMB, LOOK, SEARCH, SquarePGD
 from holdfast.contracts import drive, pose
 from holdfast.contracts._toys import Flat, Net, inputs
+from holdfast.errors import PlanError
 from holdfast.perturbations.ball import Ball
 
 
@@ -93,6 +94,37 @@ def test_the_search_begins_at_the_best_point_of_the_warm_up():
     assert state.best_margin.item() == pytest.approx(-0.9)
 
 
+def test_the_warm_up_has_as_many_runs_as_the_margin_left_allows():
+    # 0.9 of the margin is left after every run: run j wants j * 0.9 below the effort
+    x = torch.full((1, 1, 4, 4), 0.5)
+    for effort, n_runs in ((0.91, 2), (1.81, 3), (2.71, 4), (99.0, 4)):
+        attack = SquarePGD(warmup=2, runs=4, queries=3, steps=2, effort=effort)
+        kinds, state = phases(attack, Ramp(1.0), x)
+        assert kinds == [0, *[1, 1, 2] * n_runs] + [SEARCH] * 3 + [CLIMB] * 2 + [LOOK]
+        assert state.search.best_margin.item() == pytest.approx(-0.9)
+
+
+@pytest.mark.parametrize(
+    ("options", "sides"),
+    [
+        ({}, (7, 5, 4)),  # of 8 x 8, halved after 10 and 50 of 10,000 queries, squeezed into 1,000
+        ({"squeeze": False}, (7, 7, 7)),
+        ({"p_init": 0.25}, (4, 3, 2)),
+    ],
+)
+def test_windows_begin_and_shrink_as_told(options, sides):
+    attack, x = SquarePGD(queries=1000, **options), torch.full((1, 1, 8, 8), 0.5)
+    problem = pose(Ramp(1.0), x, torch.zeros(1, dtype=torch.int64), Ball("linf", 0.1))
+    windows = attack.init(problem).search.windows
+    level = torch.bucketize(torch.tensor([0, 3, 7]), windows.halvings)
+    assert windows.sides[level, 0].tolist() == list(sides)
+
+
+def test_windows_of_no_size_are_refused():
+    with pytest.raises(PlanError, match="p_init=0"):
+        SquarePGD(p_init=0.0)
+
+
 def test_where_much_is_left_after_the_warm_up_the_job_ends():
     x = torch.full((1, 1, 4, 4), 0.5)
     short, _ = phases(SquarePGD(warmup=3, queries=5, steps=2, effort=0.89), Ramp(1.0), x)
@@ -169,8 +201,10 @@ def test_steps_shorten_by_a_cosine():
         assert (moved.x - x).flatten()[0].item() == pytest.approx(length, abs=1e-4)
 
 
-def test_rows_do_not_know_of_each_other():
-    attack = SquarePGD(warmup=2, queries=25, steps=2, rounds=3, effort=3.0, patience=18.0)
+@pytest.mark.parametrize("runs", [1, 4])
+def test_rows_do_not_know_of_each_other(runs):
+    options = {"warmup": 2, "runs": runs, "queries": 25, "steps": 2, "rounds": 3}
+    attack = SquarePGD(**options, effort=2.0, patience=18.0)
     net, x = Net(8, 3), inputs(3, 7)
     y = net(x).argmax(1)
     together = attack(net, x, y, "linf:0.05")

@@ -21,6 +21,7 @@ from torch import Tensor
 from holdfast.attacks._losses import goal_margin, margin
 from holdfast.attacks._options import require_at_least
 from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Query
+from holdfast.attacks.malt import LOOK as WARM_LOOK
 from holdfast.attacks.malt import MALT, RANK, MALTState, share_left
 from holdfast.attacks.square import Square, SquareState
 from holdfast.rows import like
@@ -72,10 +73,15 @@ class SquarePGD(Attack):
         first_step: Length of the first in radii; later ones follow a cosine down to 0.
         warmup: Gradient steps before the first search, which begins where they ended; 0: none, the
             first search begins at random stripes.
+        runs: Runs of the warm-up at most, each from a random point but the first; run ``j > 0`` is
+            made where ``j`` times the share of the clean margin that is left is below ``effort``.
         candidates: Wrong classes that the warm-up ranks by their gradients.
         rounds: Rounds per job at most.
         effort: After a warm-up, round ``j`` is made where ``j + 1`` times the share of the clean
             margin that is left is below this.
+        p_init: Share of the input that the first windows of a search cover.
+        squeeze: Shrink the windows faster than :class:`~holdfast.attacks.square.Square` does, so
+            that its whole schedule fits into ``queries``; else at its own pace.
         stall: A round that leaves more than this share of what it began with is the last.
         patience: A search goes on while its queries times the share left are below this; at 20, a
             sample with a tenth left gets 200.
@@ -96,10 +102,13 @@ class SquarePGD(Attack):
     steps: int = 40
     first_step: float = 0.5
     warmup: int = 0
+    runs: int = 1
     candidates: int = 20
     rounds: int = 1
     effort: float = 1.0
     patience: float = math.inf
+    p_init: float = 0.8
+    squeeze: bool = True
     stall: float = 1.0
     restarts: int = 1
 
@@ -107,9 +116,11 @@ class SquarePGD(Attack):
         """Refuse options that make no sense."""
         require_at_least("square_pgd", queries=(self.queries, 1), steps=(self.steps, 1))
         require_at_least("square_pgd", restarts=(self.restarts, 1), rounds=(self.rounds, 1))
+        require_at_least("square_pgd", runs=(self.runs, 1))
         require_at_least("square_pgd", warmup=(self.warmup, 0), candidates=(self.candidates, 1))
         require_at_least("square_pgd", effort=(self.effort, 0), patience=(self.patience, 0))
         require_at_least("square_pgd", stall=(self.stall, 0))
+        Square(p_init=self.p_init)  # refuses what is no share
 
     @property
     def max_queries(self) -> int:
@@ -119,11 +130,16 @@ class SquarePGD(Attack):
 
     @property
     def _square(self) -> Square:
-        return Square(queries=self.queries, rescale_schedule=True)
+        return Square(queries=self.queries, p_init=self.p_init, rescale_schedule=self.squeeze)
 
     @property
     def _malt(self) -> MALT:
-        return MALT(steps=max(self.warmup, 1), runs=1, candidates=self.candidates)
+        return MALT(
+            steps=max(self.warmup, 1),
+            runs=self.runs,
+            effort=self.effort,
+            candidates=self.candidates,
+        )
 
     def init(self, problem: Problem) -> SquarePGDState:
         """The warm-up's start, or the search's."""
@@ -174,20 +190,21 @@ class SquarePGD(Attack):
         return self._climbed(state, answer) if kind == CLIMB else self._next_round(state)
 
     def _warmed(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
-        """A step of the warm-up; after its last, the search from its best point.
+        """A step of the warm-up; after the last of its runs, the search from its best point.
 
         Where it came no nearer than x, the search begins at its own stripes.
         """
+        is_end = _kind(state) == WARM_LOOK
         malt = self._malt.tell(state.malt, answer)
         state = replace(state, malt=malt, kind=malt.kind)
-        if not bool(malt.finished[:1].any()):
+        if not is_end:
             return state
         left = share_left(state.best_margin, state.clean)
         old = state.search
         new = self._square.begin(old, state.best, state.best_margin)
         nearer = state.best_margin > state.clean
         mask = like(nearer, state.best)
-        search = replace(
+        search = replace(  # of a row that has another run, begun again after that
             new,
             points=torch.where(mask, new.points, old.points),
             best=torch.where(mask, new.best, old.best),
@@ -197,8 +214,8 @@ class SquarePGD(Attack):
             state,
             search=search,
             left=left,
-            kind=torch.full_like(state.kind, SEARCH),
-            finished=left >= self.effort,
+            kind=torch.where(malt.finished, SEARCH, malt.kind),
+            finished=malt.finished & (left >= self.effort),
         )
 
     def _searched(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
