@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import holdfast
 from holdfast import PGD, Model
 from holdfast.attacks.square_pgd import CLIMB, LOOK, SEARCH, SquarePGD
 from holdfast.contracts import drive, pose
@@ -201,12 +202,23 @@ def test_steps_shorten_by_a_cosine():
         assert (moved.x - x).flatten()[0].item() == pytest.approx(length, abs=1e-4)
 
 
-@pytest.mark.parametrize("runs", [1, 4])
-def test_rows_do_not_know_of_each_other(runs):
-    options = {"warmup": 2, "runs": runs, "queries": 25, "steps": 2, "rounds": 3}
-    attack = SquarePGD(**options, effort=2.0, patience=18.0)
+def test_rows_do_not_know_of_each_other():
+    attack = SquarePGD(warmup=2, queries=25, steps=2, rounds=3, effort=3.0, patience=18.0)
     net, x = Net(8, 3), inputs(3, 7)
     y = net(x).argmax(1)
     together = attack(net, x, y, "linf:0.05")
     alone = torch.cat([attack(net, x[i : i + 1], y[i : i + 1], "linf:0.05") for i in range(7)])
     assert torch.equal(together, alone)
+
+
+def test_every_row_has_its_own_number_of_warm_up_runs():
+    x, y = torch.full((4, 1, 4, 4), 0.5), torch.zeros(4, dtype=torch.int64)
+    x[:, 0, 0, 0] = torch.tensor([0.2, 0.5, 0.4, 0.3])  # 0.78, 0.33, 0.6, 0.71 left after a run
+    stage = {"attack": "square_pgd", "warmup": 2, "runs": 5, "queries": 3, "steps": 1}
+    options = {"cascade": [stage | {"effort": 0.99}], "trust": "off", "verify": "off"}
+    passes = []
+    for size in (1, 4):
+        report = holdfast.audit(Ramp(0.15), (x, y), "linf:0.1", batch_size=size, **options)
+        passes.append(list(report.threats["linf:0.1"].forward))
+    assert passes[0] == passes[1]
+    assert passes[0][1] - passes[0][0] == 3  # one run more
