@@ -18,7 +18,7 @@ from holdfast.certificates import check, load_proof
 from holdfast.certificates.emit import write_proof
 from holdfast.certificates.exact import read_exact
 from holdfast.certificates.network import append_network
-from holdfast.certificates.several import assigned, joined_steps
+from holdfast.certificates.several import _merged, assigned, joined_steps
 from holdfast.certificates.steps import Step
 from holdfast.certificates.substitution import Substitution
 from holdfast.properties.instances import decide
@@ -157,6 +157,16 @@ def test_steps_compute_what_the_networks_do(made):
     third[3, 1] = np.float32(WEIGHTS[1][3, 1] + 0.01)
     expected = [hidden, hidden @ second, np.maximum(x[2:] @ first, 0) @ third]
     np.testing.assert_allclose(values[-1], np.concatenate(expected), rtol=1e-12)
+
+
+def test_only_equal_steps_are_merged():
+    weight = np.eye(2)
+    steps = [Step("input", (), 2)]
+    steps += [Step("affine", (0,), 2, weight, np.full(2, bias)) for bias in (0.0, 1.0, 1.0)]
+    steps += [Step("affine", (0,), 2, 2 * weight, np.ones(2)), Step("relu", (0,), 2)]
+    found, ends = _merged(steps, [1, 2, 3, 4, 5])
+    assert ends == [1, 2, 2, 3, 4]
+    assert [None if s.bias is None else s.bias[0] for s in found] == [None, 0.0, 1.0, 1.0, None]
 
 
 def test_an_inner_value_is_the_one_before_its_bias(tmp_path):

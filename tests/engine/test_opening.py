@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from driving import finish, plan, result
 from torch import nn
 
+from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.fgsm import FGSM
 from holdfast.data import ArrayData
 from holdfast.engine import journal, opening
+from holdfast.engine.cascade import Step
 from holdfast.engine.journal import RowFile
 from holdfast.engine.run import run
 from holdfast.model import Model
@@ -132,6 +137,19 @@ def test_rows_of_zeros_are_asked_for_again(digits, apart, tmp_path, monkeypatch)
 def test_workers_are_told_the_gradients(digits, shared, tmp_path):
     finish(plan(stages=STAGES, workers=2), *digits, tmp_path)
     assert result(tmp_path) == result(shared)
+
+
+def test_another_attack_or_stage_has_no_first_gradient_here(tmp_path):
+    first, other = FGSM(loss="margin"), FGSM(loss="ce")
+    (tmp_path / "opening.safetensors").touch()
+    context: Any = SimpleNamespace(journal=SimpleNamespace(directory=tmp_path))
+    known = opening.Opening("linf:0.1", first, goal_margin)
+    for threat, step in (
+        ("linf:0.1", Step(0, "", other)),
+        ("linf:0.1", Step(1, "", first)),
+        ("linf:0.2", Step(0, "", first)),
+    ):
+        assert known.read(context, threat, step, [0]) is None
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from holdfast.certificates.exact import holds
-from holdfast.properties import PropertyError, parse_counterexample, read_vnnlib
+from holdfast.properties import PropertyError, instances, parse_counterexample, read_vnnlib
 from holdfast.properties.instances import read_instances, run_instances
 
 BOX = "(declare-const X_0 Real)(declare-const Y_0 Real)(assert (<= X_0 1))(assert (>= X_0 -1))"
@@ -88,6 +88,21 @@ def test_malformed_lists_name_the_line(tmp_path: Path):
         read_instances(tmp_path / "list.csv")
     with pytest.raises(PropertyError, match="cannot read"):
         read_instances(tmp_path / "none.csv")
+
+
+def test_clauses_that_contradict_themselves_are_told_of_beside_the_answer(folder: Path):
+    part = BOX + "(assert (or (>= Y_0 0.25) (and (<= Y_0 0) (>= Y_0 1))))"
+    (folder / "part.vnnlib").write_text(part)
+    (folder / "one.csv").write_text("net.onnx,part.vnnlib,20")
+    (outcome,) = run_instances(folder / "one.csv", folder / "out.csv")
+    assert (outcome.result, outcome.reason) == ("sat", "1 of 2 clauses contradict themselves")
+
+
+def test_a_counterexample_is_judged_by_the_text(folder: Path, monkeypatch):
+    monkeypatch.setattr(instances, "holds", lambda *_: False)
+    _, verdict = instances.decide(folder / "net.onnx", folder / "sat.vnnlib", 20.0)
+    assert (verdict.status, verdict.counterexample) == ("unknown", None)
+    assert "not its exact text" in verdict.reason
 
 
 def test_a_limit_of_zero_seconds_is_a_timeout(folder: Path):

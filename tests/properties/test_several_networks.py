@@ -21,6 +21,7 @@ from holdfast.graphs.joined import shared
 from holdfast.properties import (
     PropertyError,
     format_counterexample,
+    networks,
     parse_counterexample,
     parse_vnnlib,
 )
@@ -139,6 +140,15 @@ def test_a_rounded_point_that_violates_nothing_is_no_counterexample(folder: Path
     assert found[0] is None
     assert found[1] is not None
     assert found[1].rounded > 0
+
+
+def test_a_counterexample_of_several_networks_is_judged_by_the_text(folder: Path, monkeypatch):
+    query = parse_vnnlib(declare(ISOMORPHIC) + box("X_f") + SAME_INPUTS + apart(0.5))
+    joined = Joined.of(query, assign(query, pair(folder, "much")))
+    corner = np.ones(2)
+    assert any(joined.confirm(k, s * corner) for k in range(4) for s in (-1, 1))
+    monkeypatch.setattr(networks, "holds", lambda *_: False)
+    assert not any(joined.confirm(k, s * corner) for k in range(4) for s in (-1, 1))
 
 
 def test_inputs_limited_through_others_alone_are_bounded(folder: Path):
