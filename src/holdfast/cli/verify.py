@@ -177,20 +177,9 @@ def _check_options(
     if timeout is not None and math.isnan(timeout):
         raise InputError("--timeout must be a number of seconds, at least 0; got nan.")
     if instances is None:
-        if network is None or prop is None:
-            raise InputError(
-                "Which network and which property? Write: holdfast verify net.onnx "
-                "property.vnnlib, or give --instances with a list of both."
-            )
-        if out is not None or counterexamples is not None:
-            raise InputError("--out and --counterexamples belong to --instances.")
-    elif network is not None or certificate is not None:
-        raise InputError(
-            "--instances names the networks and properties itself and writes no proofs: leave out "
-            "NETWORK, PROPERTY and --certificate, or verify that one property without --instances."
-        )
-    elif out is None:
-        raise InputError("Where should the results go? Give --out results.csv.")
+        _check_one(network, prop, counterexamples if out is None else out)
+    else:
+        _check_many(certificate if network is None else network, out)
     for option, file in (("--certificate", certificate), ("--out", out)):
         if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
             raise InputError(
@@ -198,6 +187,28 @@ def _check_options(
                 "name another file."
             )
     _check_packages()
+
+
+def _check_one(
+    network: Path | dict[str, Path] | None, prop: Path | None, of_many: Path | None
+) -> None:
+    if network is None or prop is None:
+        raise InputError(
+            "Which network and which property? Write: holdfast verify net.onnx "
+            "property.vnnlib, or give --instances with a list of both."
+        )
+    if of_many is not None:
+        raise InputError("--out and --counterexamples belong to --instances.")
+
+
+def _check_many(of_one: Path | dict[str, Path] | None, out: Path | None) -> None:
+    if of_one is not None:
+        raise InputError(
+            "--instances names the networks and properties itself and writes no proofs: leave out "
+            "NETWORK, PROPERTY and --certificate, or verify that one property without --instances."
+        )
+    if out is None:
+        raise InputError("Where should the results go? Give --out results.csv.")
 
 
 def _check_packages() -> None:

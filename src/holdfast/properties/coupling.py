@@ -60,17 +60,18 @@ class Coupling:
 
     def rewritten(self, atoms: Iterable[Atom]) -> list[Atom]:
         """The same conjunction over z; rows over inputs that the box implies are left out."""
-        found: list[Atom] = []
-        of_inputs: list[Row] = []
+        groups: tuple[list[Atom], ...] = [], [], []
         for atom in map(self._over_free, atoms):
-            if isinstance(atom, Bound) or min(atom.terms, default=-1) < 0:
-                keep = isinstance(atom, Bound) or atom.terms or not self._is_implied(atom)
-                found += [atom] if keep else []
-            elif len(atom.terms) == 1 or not self._is_implied(atom):
-                of_inputs.append(atom)
-        single = [row for row in of_inputs if len(row.terms) == 1]
-        several = [row for row in of_inputs if len(row.terms) > 1]
+            if self._is_needed(atom):
+                groups[_group(atom)].append(atom)
+        found, single, several = groups
         return found + single + (several if len(several) <= MAX_INPUT_ROWS else [])
+
+    def _is_needed(self, atom: Atom) -> bool:
+        """Whether it may say more than the box; limits of one variable and outputs always may."""
+        if isinstance(atom, Bound) or len(atom.terms) == 1 or min(atom.terms, default=0) < 0:
+            return True
+        return not self._is_implied(atom)
 
     def _over_free(self, atom: Atom) -> Atom:
         if isinstance(atom, Bound):
@@ -98,6 +99,13 @@ class Coupling:
         for variable, c in row.terms.items():
             most += c * self.upper[variable] if c > 0 else c * self.lower[variable]
         return most < 0 or (most == 0 and not row.strict)
+
+
+def _group(atom: Atom) -> int:
+    """1 and 2 for rows over one input and over several, 0 for all else."""
+    if isinstance(atom, Bound) or min(atom.terms, default=-1) < 0:
+        return 0
+    return min(len(atom.terms), 2)
 
 
 def couple(rows: Iterable[Row], bounds: Iterable[Bound], n_inputs: int) -> Coupling:

@@ -13,6 +13,11 @@ NAME = re.compile(r"[A-Za-z]\w*$")
 FLOAT_TYPES = {"real", "float16", "float32", "float64", "bfloat16", "float", "double", "half"}
 
 Kind = Literal["input", "hidden", "output"]
+KINDS: dict[str, Kind] = {
+    "declare-input": "input",
+    "declare-hidden": "hidden",
+    "declare-output": "output",
+}
 
 
 @dataclass(slots=True)
@@ -40,14 +45,8 @@ class Declarations:
         while tokens.peek() == "(":
             tokens.next()
             match tokens.next():
-                case "declare-input":
-                    found["input"].append(self.tensor("input"))
-                case "declare-hidden" if found["output"]:
-                    self.fail("inner values are declared before the outputs")
-                case "declare-hidden":
-                    found["hidden"].append(self.tensor("hidden"))
-                case "declare-output":
-                    found["output"].append(self.tensor("output"))
+                case "declare-input" | "declare-hidden" | "declare-output" as word:
+                    self.value(KINDS[word], found)
                 case "equal-to" | "isomorphic-to" as kind:
                     if relation is not None:
                         tokens.fail(f"network {name} has a relation already", tokens.at - 1)
@@ -66,6 +65,12 @@ class Declarations:
         network = Network(name, inputs, outputs, relation, hidden)
         self.check_relation(network, relation_at)
         self.networks.append(network)
+
+    def value(self, kind: Kind, found: dict[Kind, list[Tensor]]) -> None:
+        """One more value of a network."""
+        if kind == "hidden" and found["output"]:
+            self.fail("inner values are declared before the outputs")
+        found[kind].append(self.tensor(kind))
 
     def earlier_network(self) -> Network:
         """The network named by a relation, which has none itself."""

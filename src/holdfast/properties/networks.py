@@ -46,30 +46,39 @@ def assign(query: Query, files: Files) -> dict[str, Path]:
         PropertyError: a network has no file, a file no network, or equal networks differ.
     """
     own = [network.name for network in query.networks if network.same_as is None]
-    if not isinstance(files, Mapping):
-        if len(own) != 1:
-            raise PropertyError(
-                f"the property declares the networks {', '.join(own)}: give a file for each, "
-                + " ".join(f"--network {name}={name}.onnx" for name in own)
-            )
-        files = {own[0]: files}
+    given = _by_name(own, files)
     names = [network.name for network in query.networks]
-    if unknown := sorted(set(files) - set(names)):
+    if unknown := sorted(set(given) - set(names)):
         declared = ", ".join(names) if names != [""] else "one without a name (VNN-LIB 1.0)"
         raise PropertyError(f"no network {unknown[0]!r} is declared; declared: {declared}")
-    if missing := [name for name in own if name not in files]:
+    if missing := [name for name in own if name not in given]:
         raise PropertyError(f"network {missing[0]} has no file: add --network {missing[0]}=FILE")
-    found = {name: Path(files[name]) for name in own}
+    found = {name: Path(given[name]) for name in own}
     for network in query.networks:
-        if network.same_as is None:
-            continue
-        found[network.name] = found[network.same_as]
-        if network.name in files and not _same(Path(files[network.name]), found[network.name]):
-            raise PropertyError(
-                f"{network.name} is equal-to {network.same_as}, but {files[network.name]} is not "
-                f"the file {found[network.name]}: leave it out, or declare no relation"
-            )
+        if network.same_as is not None:
+            found[network.name] = found[network.same_as]
+            _check_equal(network, given.get(network.name), found[network.same_as])
     return found
+
+
+def _by_name(own: Sequence[str], files: Files) -> Mapping[str, File]:
+    """The files by name; a lone one is that of the only network with a file of its own."""
+    if isinstance(files, Mapping):
+        return files
+    if len(own) != 1:
+        raise PropertyError(
+            f"the property declares the networks {', '.join(own)}: give a file for each, "
+            + " ".join(f"--network {name}={name}.onnx" for name in own)
+        )
+    return {own[0]: files}
+
+
+def _check_equal(network: Network, given: File | None, wanted: Path) -> None:
+    if given is not None and not _same(Path(given), wanted):
+        raise PropertyError(
+            f"{network.name} is equal-to {network.same_as}, but {given} is not the file {wanted}: "
+            "leave it out, or declare no relation"
+        )
 
 
 def _same(a: Path, b: Path) -> bool:
