@@ -17,7 +17,7 @@ its smoothed minimum. Every mixture is sound, so the best is taken as it is, rou
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, final
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from holdfast.graphs.graph import Graph
+from holdfast.graphs.graph import Graph, Node
 from holdfast.graphs.operators.relu import ReLU
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import LinearBound, State, pull_back
@@ -100,16 +100,9 @@ def read_rectifiers(graph: Graph, state: State) -> list[Reading]:
     Returns:
         One entry for each node; none where there are no such rectifiers or too many weights.
     """
-    direct = {0}
-    for node in graph.nodes[1:]:
-        if node.op.is_affine and direct.issuperset(node.inputs):
-            direct.add(node.index)
     found, entries, read = [], 0, 0
-    for node in graph.nodes:
-        if not isinstance(node.op, ReLU) or node.inputs[0] not in direct:
-            continue
-        box = state.boxes[node.inputs[0]]
-        neuron = flattened(node.op.is_loose(box))[0].nonzero()[:, 0]
+    for node, op in _first_rectifiers(graph):
+        neuron = flattened(op.is_loose(state.boxes[node.inputs[0]]))[0].nonzero()[:, 0]
         read += len(neuron) * max(n.size for n in graph.nodes[: node.index])
         if read > MOST_READ:
             return []
@@ -119,6 +112,16 @@ def read_rectifiers(graph: Graph, state: State) -> list[Reading]:
         if entries > MOST_ENTRIES:
             return []
     return found
+
+
+def _first_rectifiers(graph: Graph) -> Iterator[tuple[Node, ReLU]]:
+    """Those that read affine functions of the input."""
+    direct = {0}
+    for node in graph.nodes[1:]:
+        if node.op.is_affine and direct.issuperset(node.inputs):
+            direct.add(node.index)
+        elif isinstance(node.op, ReLU) and node.inputs[0] in direct:
+            yield node, node.op
 
 
 def _read(graph: Graph, node: int, neuron: Tensor, state: State) -> Reading:
