@@ -296,11 +296,20 @@ class _Clause:
         if (tree.weights < 0).any() or (tree.multipliers < 0).any():
             raise self.fail("a weight or a multiplier is negative")
         sizes = [step.size for step in self.steps if step.kind == "relu"]
-        limits = {INPUT: self.steps[0].size, **dict(enumerate(sizes))}
+        self.check_cuts({INPUT: self.steps[0].size, **dict(enumerate(sizes))})
+        self.check_slopes(n_leaves, sizes)
+
+    def check_cuts(self, limits: Mapping[int, int]) -> None:
+        """Every cut names a value; ``limits`` are the numbers of values by layer."""
+        tree = self.tree
         for layer in np.unique(tree.layer[tree.layer != LEAF]).tolist():
             index = tree.index[tree.layer == layer]
             if layer not in limits or index.min() < 0 or index.max() >= limits[layer]:
                 raise self.fail(f"a cut of layer {layer} names a value that does not exist")
+
+    def check_slopes(self, n_leaves: int, sizes: Sequence[int]) -> None:
+        """Slopes are those of ReLUs that exist, as many as they have values."""
+        tree = self.tree
         for layer, slopes in tree.slopes.items():
             if not 0 <= layer < len(sizes) or slopes.shape != (n_leaves, sizes[layer]):
                 raise self.fail(f"slopes of ReLU {layer} are {slopes.shape}")
