@@ -23,7 +23,7 @@ from holdfast.verifiers.regions import Region
 
 Method = Literal["interval", "crown"]
 # Elements of the largest coefficient tensor handled at once; keeps a pass within caches and memory.
-CHUNK = 1 << 18
+CHUNK = 1 << 19
 CROWD, FEW = 8, 64
 """Least number of samples that are bounded together, and most rows of each.
 
