@@ -20,7 +20,7 @@ from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Activation, Box
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import Cuts, State, pull_back
-from holdfast.verifiers.element_slopes import RATE, adam_step, keeps_rows, sharpened
+from holdfast.verifiers.element_slopes import RATE, SMALLEST, adam_step, keeps_rows, sharpened
 from holdfast.verifiers.propagation import loose_for, padded_index, plan_refinement
 from holdfast.verifiers.regions import Region
 
@@ -93,7 +93,7 @@ def optimise(
         return choices, region.minimum(bound.A) + bound.constant
     names = [("a", i) for i in choices.parameters] + [("b", i) for i in choices.multipliers]
     x = [choices.parameters[i] if kind == "a" else choices.multipliers[i] for kind, i in names]
-    first, second = [torch.zeros_like(t) for t in x], [torch.zeros_like(t) for t in x]
+    first, second = [torch.zeros_like(t) for t in x], [torch.full_like(t, SMALLEST) for t in x]
     best, best_value = x, A.new_full(A.shape[:2], -torch.inf)
     for step in range(steps + 1):
         x = [t.detach().requires_grad_(step < steps) for t in x]

@@ -20,6 +20,10 @@ RATE = 0.5
 """Step size where slopes start from their defaults; twenty steps then cross the whole range."""
 
 
+SMALLEST = 1e-30
+"""Where second moments begin, so that elements without any gradient stay where they are."""
+
+
 def keeps_rows(graph: Graph, node: Node) -> bool:
     """Whether rows of coefficients lose nothing where each goes back to the input alone."""
     return all(relaxes_rows(n) for n in graph.nodes[1 : node.index + 1])
@@ -66,7 +70,8 @@ def _searched(elements: Elements, pairs: Tensor, steps: int) -> dict[int, Tensor
     with torch.no_grad():
         best_value = elements.least(pairs)
     current = {i: t.clone() for i, t in best.items()}
-    first, second = ({i: torch.zeros_like(t) for i, t in best.items()} for _ in range(2))
+    first = {i: torch.zeros_like(t) for i, t in best.items()}
+    second = {i: torch.full_like(t, SMALLEST) for i, t in best.items()}
     for step in range(1, steps + 1 if best else 0):
         with torch.enable_grad():
             leaves = {i: t.requires_grad_(True) for i, t in current.items()}
@@ -95,7 +100,7 @@ def _kept(
     better = value > best_value
     for i, t in new.items():
         mask = better.reshape(1, *better.shape, *[1] * (t.dim() - 3))
-        best[i] = torch.where(mask, t.detach(), best[i])
+        best[i].lerp_(t.detach(), mask.to(t.dtype))
     return torch.where(better, value.detach(), best_value)
 
 
@@ -104,10 +109,10 @@ def adam_step(
 ) -> Tensor:
     """A step of Adam upwards (Kingma & Ba, 2015); updates both moments in place.
 
-    Written out since importing ``torch.optim`` costs seconds and holds per-parameter state.
+    The second begins at ``SMALLEST``, in place of a constant in the denominator. Written out since
+    importing ``torch.optim`` costs seconds and holds per-parameter state.
     """
     first.lerp_(gradient, 0.1)
     second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    spread = (1 - 0.999**step) ** 0.5
-    scale = second.sqrt().add_(1e-12 * spread)
-    return torch.addcdiv(x, first, scale, value=size * spread / (1 - 0.9**step))
+    share = (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+    return torch.addcdiv(x, first, second.sqrt(), value=size * share)

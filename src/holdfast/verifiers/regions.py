@@ -8,7 +8,7 @@ region for coefficients ``A (n, k, *shape)``; it is differentiable in ``A`` and 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self, final
+from typing import Any, Literal, Protocol, Self, final
 
 import torch
 from torch import Tensor
@@ -72,6 +72,8 @@ class BoxRegion:
 
     def minimum(self, A: Tensor) -> Tensor:
         """Centre minus radius."""
+        if A.requires_grad and not (self.lower.requires_grad or self.upper.requires_grad):
+            return _Least.apply(A, self.lower.unsqueeze(1), self.upper.unsqueeze(1))
         centre, radius = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
         return dot(A, centre.unsqueeze(1)) - dot(A.abs(), radius.unsqueeze(1))
 
@@ -90,6 +92,22 @@ class BoxRegion:
     def to(self, dtype: torch.dtype) -> BoxRegion:
         """The box in another precision, rounded to nearest."""
         return BoxRegion(self.lower.to(dtype), self.upper.to(dtype))
+
+
+class _Least(torch.autograd.Function):
+    """The least value over a fixed box; its gradient is the corner that attains it."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, lower: Tensor, upper: Tensor) -> Tensor:  # type: ignore[override]
+        positive = A.sign().clamp_(min=0.0)
+        corner = torch.lerp(upper.expand_as(A), lower.expand_as(A), positive)
+        ctx.save_for_backward(corner)
+        return flattened(A * corner, 2).sum(2)
+
+    @staticmethod
+    def backward(ctx: Any, value: Tensor) -> Any:  # type: ignore[override]
+        (corner,) = ctx.saved_tensors
+        return value.reshape(*value.shape, *[1] * (corner.dim() - 2)) * corner, None, None
 
 
 @final

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operator import Affine, Box, Pulled
@@ -18,6 +19,11 @@ from holdfast.graphs.operators.movement import padded
 from holdfast.graphs.window import Window
 
 _FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+# Channels of all phases of a stride up to which they are computed side by side.
+SHUFFLED = 16
+# Products with zeros that a matrix in place of a convolution may cost, for each with a weight.
+WASTE_SINGLE, WASTE_DOUBLE = 8.0, 3.0
+_MATRICES: MutableMapping[Tensor, dict[tuple[Any, ...], Tensor]] = WeakTensorKeyDictionary()
 # Elements of patches laid out at once, so that they stay in caches.
 _PATCHES = 1 << 17
 _BACKWARD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -63,6 +69,9 @@ class Conv(Affine):
             first = (self.padding[0], self.padding[1])
             pulled = self._pull_plain(flat, first, (shape[1], shape[2]))
             return Pulled((pulled.reshape(*A.shape[:2], *shape),), constant)
+        if self._is_shuffled(flat):
+            pulled = self._pull_shuffled(flat, (shape[1], shape[2]))
+            return Pulled((pulled.reshape(*A.shape[:2], *shape),), constant)
         extra = [
             size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
             for size, out, s, p, d, k in zip(
@@ -80,6 +89,32 @@ class Conv(Affine):
             flat, self.weight, None, self.stride, self.padding, extra, self.groups, self.dilation
         )
         return Pulled((pulled.reshape(*A.shape[:2], *shape),), constant)
+
+    def _is_shuffled(self, A: Tensor) -> bool:
+        """Whether the library's transposed convolution is slow: strides, to few channels."""
+        return (
+            A.dtype == torch.float32
+            and A.device.type == "cpu"
+            and len(self.stride) == 2
+            and self.stride[0] == self.stride[1] > 1
+            and (*self.dilation, self.groups) == (1, 1, 1)
+            and self.weight.shape[1] * self.stride[0] ** 2 <= SHUFFLED
+        )
+
+    def _pull_shuffled(self, A: Tensor, size: tuple[int, int]) -> Tensor:
+        """``(b, out, h, w) -> (b, in, *size)``: each phase of the stride as channels of its own."""
+        step, (n_out, n_in, *kernel) = self.stride[0], self.weight.shape
+        taps = [-(-k // step) for k in kernel]
+        (up, left), (high, wide) = ([t * step - k for t, k in zip(taps, kernel, strict=True)], taps)
+        weight = F.pad(self.weight, (0, left, 0, up))
+        weight = weight.reshape(n_out, n_in, high, step, wide, step).flip(2, 4)
+        weight = weight.permute(1, 3, 5, 0, 2, 4).reshape(-1, n_out, high, wide)
+        full = F.pixel_shuffle(F.conv2d(A, weight, padding=(high - 1, wide - 1)), step)
+        (y, x), (h, w) = self.padding, size
+        missing = max(0, y + h - full.shape[2]), max(0, x + w - full.shape[3])
+        if any(missing):  # inputs that no output reads
+            full = F.pad(full, (0, missing[1], 0, missing[0]))
+        return full[:, :, y : y + h, x : x + w]
 
     def _is_plain(self, A: Tensor) -> bool:
         """Whether one product of matrices is quicker than the library, which is slow in float64."""
@@ -123,9 +158,42 @@ class Conv(Affine):
         constant = window.A.flatten(3).sum(3) @ self.bias
         return pulled._replace(A=A * inside[:, None, None]), constant
 
+    def _multiplies_well(self, A: Tensor, grown: tuple[int, ...]) -> bool:
+        """Whether one product with a matrix, mostly of zeros, beats the library's small loops."""
+        waste = torch.Size(grown).numel() / self.weight.shape[2:].numel()
+        is_single = A.dtype == torch.float32
+        return (
+            A.device.type == "cpu"
+            and A.shape[2:].numel() > 1
+            and waste <= (WASTE_SINGLE if is_single else WASTE_DOUBLE)
+            and not (is_single and set(self.stride) == {1})
+            and not (torch.is_grad_enabled() and self.weight.requires_grad)
+        )
+
+    def _matrix(self, shape: torch.Size) -> Tensor:
+        """The transposed convolution of windows of ``shape`` as a matrix, built once."""
+        known = _MATRICES.setdefault(self.weight, {})
+        key = (tuple(shape), self.stride, self.dilation, self.groups)
+        if key not in known:
+            with torch.no_grad():
+                unit = torch.eye(shape.numel(), dtype=self.weight.dtype).reshape(-1, *shape)
+                zeros = (0,) * len(self.stride)
+                args = (self.stride, zeros, zeros, self.groups, self.dilation)
+                known[key] = _BACKWARD[len(self.stride)](unit, self.weight, None, *args).flatten(1)
+        return known[key]
+
     def _spread(self, A: Tensor) -> Tensor:
         """Transposed convolution without padding: ``(b, out, *window)`` to larger windows."""
         rank = len(self.stride)
+        grown = tuple(
+            (n - 1) * s + d * (k - 1) + 1
+            for n, s, d, k in zip(
+                A.shape[2:], self.stride, self.dilation, self.weight.shape[2:], strict=True
+            )
+        )
+        if self._multiplies_well(A, grown):
+            matrix = self._matrix(A.shape[1:])
+            return (A.flatten(1) @ matrix).reshape(len(A), -1, *grown)
         wide = A.dtype == torch.float32 and A.shape[2:].numel() > 1 and set(self.stride) == {1}
         if rank != 2 or self.groups != 1 or wide:
             zeros = (0,) * rank
@@ -139,13 +207,9 @@ class Conv(Affine):
         # One product for all windows, as the library's transposed convolution loops over the batch.
         places = A.flatten(2).transpose(1, 2)
         patches = (places @ self.weight.flatten(1)).transpose(1, 2)
-        size = tuple(
-            (n - 1) * s + d * (k - 1) + 1
-            for n, s, d, k in zip(A.shape[2:], self.stride, self.dilation, kernel, strict=True)
-        )
         if one and self.dilation == (1, 1):
             return patches.reshape(len(A), self.weight.shape[1], *kernel)
-        return F.fold(patches, size, tuple(kernel), self.dilation, 0, self.stride)
+        return F.fold(patches, grown, tuple(kernel), self.dilation, 0, self.stride)
 
 
 def _placed(grown: Tensor, top: int, left: int, size: torch.Size) -> tuple[Tensor, slice, slice]:
