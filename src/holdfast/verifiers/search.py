@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import final
 
 import torch
@@ -13,9 +13,22 @@ from torch import Tensor
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.attack import Rows
+from holdfast.verifiers.crown import gamma
 from holdfast.verifiers.problem import Counterexample, FloatArray, Leaf, Property
 from holdfast.verifiers.regions import BallRegion
 from holdfast.verifiers.replay import Confirm
+
+
+def charged(rows: Rows, unit: float) -> Rows:
+    """Constants lowered by the rounding errors of the rows' own terms ``D x + d``.
+
+    Operators charge for what they add; these terms belong to none.
+    """
+    size = rows.d.abs()
+    if rows.D is not None:
+        largest = torch.maximum(rows.lower.abs(), rows.upper.abs())
+        size = size + (rows.D.abs() @ largest.unsqueeze(2)).squeeze(2)
+    return replace(rows, d=rows.d - unit * size)
 
 
 @final
@@ -55,7 +68,7 @@ class Search:
 
     def __post_init__(self) -> None:
         self.single = self.graph.to(torch.float32)
-        self.rows = Rows.of(self.prop, torch.float64)
+        self.rows = charged(Rows.of(self.prop, torch.float64), 2 * gamma(self.graph, torch.float64))
         self.rows32 = Rows.of(self.prop, torch.float32)
 
     def is_over(self) -> bool:
