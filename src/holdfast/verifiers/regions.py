@@ -72,9 +72,9 @@ class BoxRegion:
 
     def minimum(self, A: Tensor) -> Tensor:
         """Centre minus radius."""
-        if A.requires_grad and not (self.lower.requires_grad or self.upper.requires_grad):
-            return _Least.apply(A, self.lower.unsqueeze(1), self.upper.unsqueeze(1))
         centre, radius = (self.lower + self.upper) / 2, (self.upper - self.lower) / 2
+        if A.requires_grad and not (self.lower.requires_grad or self.upper.requires_grad):
+            return _Least.apply(A, centre.unsqueeze(1), radius.unsqueeze(1))
         return dot(A, centre.unsqueeze(1)) - dot(A.abs(), radius.unsqueeze(1))
 
     def argmin(self, A: Tensor) -> Tensor:
@@ -98,9 +98,8 @@ class _Least(torch.autograd.Function):
     """The least value over a fixed box; its gradient is the corner that attains it."""
 
     @staticmethod
-    def forward(ctx: Any, A: Tensor, lower: Tensor, upper: Tensor) -> Tensor:  # type: ignore[override]
-        positive = A.sign().clamp_(min=0.0)
-        corner = torch.lerp(upper.expand_as(A), lower.expand_as(A), positive)
+    def forward(ctx: Any, A: Tensor, centre: Tensor, radius: Tensor) -> Tensor:  # type: ignore[override]
+        corner = torch.addcmul(centre, A.sign(), radius, value=-1.0)
         ctx.save_for_backward(corner)
         return flattened(A * corner, 2).sum(2)
 

@@ -70,7 +70,7 @@ class Conv(Affine):
             pulled = self._pull_plain(flat, first, (shape[1], shape[2]))
             return Pulled((pulled.reshape(*A.shape[:2], *shape),), constant)
         if self._is_shuffled(flat):
-            pulled = self._pull_shuffled(flat, (shape[1], shape[2]))
+            pulled = _Shuffled.apply(flat, self, (shape[1], shape[2]))
             return Pulled((pulled.reshape(*A.shape[:2], *shape),), constant)
         extra = [
             size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
@@ -99,9 +99,10 @@ class Conv(Affine):
             and self.stride[0] == self.stride[1] > 1
             and (*self.dilation, self.groups) == (1, 1, 1)
             and self.weight.shape[1] * self.stride[0] ** 2 <= SHUFFLED
+            and not (torch.is_grad_enabled() and self.weight.requires_grad)
         )
 
-    def _pull_shuffled(self, A: Tensor, size: tuple[int, int]) -> Tensor:
+    def pull_shuffled(self, A: Tensor, size: tuple[int, int]) -> Tensor:
         """``(b, out, h, w) -> (b, in, *size)``: each phase of the stride as channels of its own."""
         step, (n_out, n_in, *kernel) = self.stride[0], self.weight.shape
         taps = [-(-k // step) for k in kernel]
@@ -210,6 +211,20 @@ class Conv(Affine):
         if one and self.dilation == (1, 1):
             return patches.reshape(len(A), self.weight.shape[1], *kernel)
         return F.fold(patches, grown, tuple(kernel), self.dilation, 0, self.stride)
+
+
+class _Shuffled(torch.autograd.Function):
+    """``Conv.pull_shuffled``, whose gradient is the convolution itself."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, op: Conv, size: tuple[int, int]) -> Tensor:  # type: ignore[override]
+        ctx.op = op
+        return op.pull_shuffled(A, size)
+
+    @staticmethod
+    def backward(ctx: Any, pulled: Tensor) -> Any:  # type: ignore[override]
+        op = ctx.op
+        return F.conv2d(pulled, op.weight, None, op.stride, op.padding), None, None
 
 
 def _placed(grown: Tensor, top: int, left: int, size: torch.Size) -> tuple[Tensor, slice, slice]:

@@ -77,9 +77,10 @@ class ChosenSlopes(torch.autograd.Function):
             unstable: 1 where the slopes count, 0 elsewhere ``(n, 1, *shape)``.
         """
         assert lines.upper_intercept is not None
-        lower = torch.addcmul(lines.lower_slope, chosen, unstable)
+        # Upper slopes, and where A is positive the difference to the lower ones added.
+        less = torch.addcmul(lines.lower_slope - lines.upper_slope, chosen, unstable)
         positive = A.sign().clamp_(min=0.0)
-        slope = torch.lerp(lines.upper_slope.expand_as(A), lower.expand_as(A), positive)
+        slope = torch.addcmul(lines.upper_slope, positive, less)
         ctx.save_for_backward(A, positive, slope, unstable, lines.upper_intercept)
         return A * slope, dot(A.clamp(max=0.0), lines.upper_intercept)
 
