@@ -57,3 +57,15 @@ def test_whole_maps_and_windows(n_in, kernel, stride, padding, size, dtype):
     torch.testing.assert_close(
         spread.spread(z.shape[1:]), op.pull(small, [box]).coefficients[0], rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(("n_in", "kernel", "stride", "padding", "size"), CASES[::3])
+def test_gradients_are_those_of_the_convolution(n_in, kernel, stride, padding, size):
+    op = made(n_in, kernel, stride, padding, torch.float32)
+    weights = torch.randn(2, n_in, size, size + 1)
+    expected = F.conv2d(weights, op.weight, None, op.stride, op.padding)
+    rows = torch.randn(2, 1, *expected.shape[1:], requires_grad=True)
+    box = Box(weights[:1], weights[:1])
+    pulled = op.pull(rows, [box]).coefficients[0][:, 0]
+    (found,) = torch.autograd.grad((pulled * weights).sum(), rows)
+    torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-4)

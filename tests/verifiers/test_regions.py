@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
-from holdfast.verifiers.regions import threat_region
+from holdfast.verifiers.regions import BoxRegion, threat_region
 
 
 def exact(a, x, eps, norm, low, high):
@@ -58,3 +58,18 @@ def test_linf_is_a_box_and_errors_teach():
         threat_region(x, -0.1, "linf")
     with pytest.raises(ValueError, match="allowed: linf, l2, l1, l0"):
         threat_region(x, 0.1, "l7")
+
+
+def test_minimum_over_a_fixed_box_has_its_corner_as_gradient():
+    torch.manual_seed(0)
+    lower = torch.randn(3, 2, 4, dtype=torch.float64)
+    fixed = BoxRegion(lower, lower + torch.rand_like(lower))
+    free = BoxRegion(lower.clone().requires_grad_(), fixed.upper)
+    rows = torch.randn(3, 5, 2, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, 5, dtype=torch.float64)
+    found = []
+    for region in (fixed, free):
+        value = region.minimum(rows)
+        found.append((value.detach(), torch.autograd.grad((value * weight).sum(), rows)[0]))
+    for ours, reference in zip(*found, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-12, atol=1e-12)
