@@ -299,3 +299,16 @@ def test_slopes_of_one_part_are_not_taken_for_another(monkeypatch):
     # Rows of a few elements at a time; all parts but the last are of one size.
     monkeypatch.setattr(elements, "CHUNK", 8 * 100 * 4)
     torch.testing.assert_close(bounds(net, x, 0.1, method="alpha-crown", steps=3), whole)
+
+
+@pytest.mark.parametrize("method", ["ibp", "crown-ibp", "crown", "alpha-crown"])
+def test_float32_differs_by_rounding_alone(net, x, method):
+    torch.manual_seed(2)
+    for model in (net, Gated().eval()):
+        single, double = (
+            bounds(model, x, 0.03, method=method, dtype=dtype, steps=5)
+            for dtype in (torch.float32, torch.float64)
+        )
+        for ours, reference in zip(single, double, strict=True):
+            assert ours.dtype == torch.float32
+            torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=1e-3)

@@ -218,5 +218,5 @@ def _optimised_bound(
         args = (quick, start, A.float(), low_state, low_region, choices)
         choices, _ = optimise(*args, steps=steps, rate=RATE)
     exact = choices.map(lambda t: t.to(A.dtype))
-    bound = pull_back(graph, start, A, state, parameters=exact.parameters)
+    bound = pull_back(graph, start, A, state, parameters=exact.parameters, rounding=state.rounds)
     return region.minimum(bound.A) + bound.constant

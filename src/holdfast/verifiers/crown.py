@@ -42,6 +42,11 @@ class State:
     magnitudes: list[Tensor | None] = field(default_factory=list)
     lines: dict[int, Lines] = field(default_factory=dict)
 
+    @property
+    def rounds(self) -> bool:
+        """Whether rounding errors are charged."""
+        return bool(self.magnitudes)
+
     def relaxed(self, node: Node, op: Activation) -> Lines:
         """The default lines of an activation over the box of its input."""
         if node.index not in self.lines:

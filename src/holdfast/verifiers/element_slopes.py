@@ -46,7 +46,7 @@ def sharpened(
         steps: Gradient steps.
     """
     pairs, box = loose.nonzero(), exact[1].boxes[node.index]
-    proof = Elements(exact[0], node.index, exact[1], exact[2], None)
+    proof = Elements(exact[0], node.index, exact[1], exact[2], None, exact[1].rounds)
     search = Elements(quick[0], node.index, quick[1], quick[2], None, rounding=False)
     values = []
     for part in pairs.split(proof.step()) if len(pairs) else ():
