@@ -1,4 +1,6 @@
 # ruff: noqa: N806 - A, C, D and W are the matrices of the literature
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -312,3 +314,21 @@ def test_float32_differs_by_rounding_alone(net, x, method):
         for ours, reference in zip(single, double, strict=True):
             assert ours.dtype == torch.float32
             torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_changed_in_place_change_the_bounds(dtype):
+    torch.manual_seed(6)
+    layers = [nn.Conv2d(2, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(36, 3)).eval().to(dtype)
+    x = torch.rand(3, 2, 12, 12, dtype=dtype)
+    graph = capture(net, x, fold=False)
+    before = bounds(graph, x, 0.1, dtype=dtype)
+    for node in graph.nodes:
+        if hasattr(node.op, "weight"):
+            node.op.weight.data.mul_(1.5)
+    after = bounds(graph, x, 0.1, dtype=dtype)
+    fresh = copy.deepcopy(graph)
+    assert not torch.equal(after.lower, before.lower)
+    torch.testing.assert_close(after, bounds(fresh, x, 0.1, dtype=dtype), rtol=1e-6, atol=1e-6)

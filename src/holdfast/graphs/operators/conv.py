@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
 from holdfast.graphs.operator import Affine, Box, Pulled
@@ -21,9 +20,10 @@ from holdfast.graphs.window import Window
 _FORWARD = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 # Channels of all phases of a stride up to which they are computed side by side.
 SHUFFLED = 16
-# Products with zeros that a matrix in place of a convolution may cost, for each with a weight.
+# What a matrix in place of a convolution may cost: products with zeros for each with a weight, and
+# elements.
 WASTE_SINGLE, WASTE_DOUBLE = 8.0, 3.0
-_MATRICES: MutableMapping[Tensor, dict[tuple[Any, ...], Tensor]] = WeakTensorKeyDictionary()
+LARGEST = 1 << 18
 # Elements of patches laid out at once, so that they stay in caches.
 _PATCHES = 1 << 17
 _BACKWARD = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -159,42 +159,51 @@ class Conv(Affine):
         constant = window.A.flatten(3).sum(3) @ self.bias
         return pulled._replace(A=A * inside[:, None, None]), constant
 
-    def _multiplies_well(self, A: Tensor, grown: tuple[int, ...]) -> bool:
+    def _grown(self, window: torch.Size) -> tuple[int, ...]:
+        """The window of the input that a window of the output reads."""
+        return tuple(
+            (n - 1) * s + d * (k - 1) + 1
+            for n, s, d, k in zip(
+                window, self.stride, self.dilation, self.weight.shape[2:], strict=True
+            )
+        )
+
+    def _multiplies_well(self, A: Tensor) -> bool:
         """Whether one product with a matrix, mostly of zeros, beats the library's small loops."""
-        waste = torch.Size(grown).numel() / self.weight.shape[2:].numel()
+        grown = torch.Size(self._grown(A.shape[2:])).numel()
         is_single = A.dtype == torch.float32
         return (
             A.device.type == "cpu"
+            and self.groups == 1
             and A.shape[2:].numel() > 1
-            and waste <= (WASTE_SINGLE if is_single else WASTE_DOUBLE)
+            and grown
+            <= (WASTE_SINGLE if is_single else WASTE_DOUBLE) * self.weight.shape[2:].numel()
+            and A.shape[1:].numel() * self.weight.shape[1] * grown <= LARGEST
             and not (is_single and set(self.stride) == {1})
             and not (torch.is_grad_enabled() and self.weight.requires_grad)
         )
 
-    def _matrix(self, shape: torch.Size) -> Tensor:
-        """The transposed convolution of windows of ``shape`` as a matrix, built once."""
-        known = _MATRICES.setdefault(self.weight, {})
-        key = (tuple(shape), self.stride, self.dilation, self.groups)
-        if key not in known:
-            with torch.no_grad():
-                unit = torch.eye(shape.numel(), dtype=self.weight.dtype).reshape(-1, *shape)
-                zeros = (0,) * len(self.stride)
-                args = (self.stride, zeros, zeros, self.groups, self.dilation)
-                known[key] = _BACKWARD[len(self.stride)](unit, self.weight, None, *args).flatten(1)
-        return known[key]
+    def _matrix(self, window: torch.Size) -> Tensor:
+        """The transposed convolution of windows as a matrix ``(out * window, in * grown)``."""
+        grown, (n_out, n_in, *kernel) = self._grown(window), self.weight.shape
+        matrix = self.weight.new_zeros(n_out, *window, n_in, *grown)
+        steps, n = matrix.stride(), len(window)
+        # Element (o, y, i, y * stride + k * dilation) is weight (o, i, k).
+        along = [
+            a + s * b for a, s, b in zip(steps[1 : n + 1], self.stride, steps[n + 2 :], strict=True)
+        ]
+        taps = [d * b for d, b in zip(self.dilation, steps[n + 2 :], strict=True)]
+        places = matrix.as_strided(
+            (n_out, *window, n_in, *kernel), (steps[0], *along, steps[n + 1], *taps)
+        )
+        places.copy_(self.weight.detach().reshape(n_out, *[1] * n, n_in, *kernel))
+        return matrix.flatten(n + 1).flatten(0, n)
 
     def _spread(self, A: Tensor) -> Tensor:
         """Transposed convolution without padding: ``(b, out, *window)`` to larger windows."""
-        rank = len(self.stride)
-        grown = tuple(
-            (n - 1) * s + d * (k - 1) + 1
-            for n, s, d, k in zip(
-                A.shape[2:], self.stride, self.dilation, self.weight.shape[2:], strict=True
-            )
-        )
-        if self._multiplies_well(A, grown):
-            matrix = self._matrix(A.shape[1:])
-            return (A.flatten(1) @ matrix).reshape(len(A), -1, *grown)
+        rank, grown = len(self.stride), self._grown(A.shape[2:])
+        if self._multiplies_well(A):
+            return (A.flatten(1) @ self._matrix(A.shape[2:])).reshape(len(A), -1, *grown)
         wide = A.dtype == torch.float32 and A.shape[2:].numel() > 1 and set(self.stride) == {1}
         if rank != 2 or self.groups != 1 or wide:
             zeros = (0,) * rank
@@ -203,8 +212,7 @@ class Conv(Affine):
         kernel = self.weight.shape[2:]
         one = A.shape[2:].numel() == 1
         if not one and A.shape[1] <= 2 * self.weight.shape[1] and self._is_plain(A):
-            size = (A.shape[2] + kernel[0] - 1, A.shape[3] + kernel[1] - 1)
-            return self._pull_plain(A, (0, 0), size)
+            return self._pull_plain(A, (0, 0), (grown[0], grown[1]))
         # One product for all windows, as the library's transposed convolution loops over the batch.
         places = A.flatten(2).transpose(1, 2)
         patches = (places @ self.weight.flatten(1)).transpose(1, 2)
