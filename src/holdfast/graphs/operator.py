@@ -60,8 +60,6 @@ class Operator(ABC):
 
     relaxes_rows: ClassVar[bool] = False
     """One input, and relaxed as well for one row of coefficients as for many together."""
-    refines_input: ClassVar[bool] = False
-    """Bounding its input backward gives nearly what bounding its many outputs would."""
 
     @abstractmethod
     def run(self, *xs: Tensor) -> Tensor:
@@ -86,6 +84,10 @@ class Operator(ABC):
     def wobble(self, boxes: Sequence[Box], box: Box, magnitude: Tensor) -> Box:
         """What rounding of ``interval``'s two ends scales with, ``(n, *out)`` each."""
         return Box(magnitude, magnitude)
+
+    def start(self, box: Box) -> Tensor:
+        """Parameters ``(q, n, *shape)`` that choose the default relaxation over a box."""
+        raise NotImplementedError(f"{type(self).__name__} has no parameters")
 
     def is_loose(self, box: Box) -> Tensor:
         """Where tighter bounds of the input would help, a mask like ``box.lower``."""
@@ -143,10 +145,6 @@ class Activation(Operator):
     @abstractmethod
     def relax(self, lower: Tensor, upper: Tensor, parameters: Tensor | None) -> Lines:
         """Lines below and above on ``[lower, upper]``, both ``(n, 1, *shape)``."""
-
-    def start(self, box: Box) -> Tensor:
-        """Parameters ``(q, n, *shape)`` that make ``relax`` choose its default lines."""
-        raise NotImplementedError(f"{type(self).__name__} has no parameters")
 
     def branch_point(self, box: Box) -> Tensor:
         """Where to cut the range of the input, ``(n, *shape)``."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from holdfast.graphs.graph import Graph
-from holdfast.graphs.operator import Activation, Box
+from holdfast.graphs.operator import Box
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import Cuts, State, pull_back
 from holdfast.verifiers.element_slopes import RATE, SMALLEST, adam_step, keeps_rows, sharpened
@@ -53,7 +53,7 @@ def default_choices(graph: Graph, state: State, start: int, rows: int = 1) -> Ch
         if node.index not in behind:
             continue
         behind.update(node.inputs)
-        if isinstance(node.op, Activation) and node.op.n_parameters:
+        if node.op.n_parameters:
             first = node.op.start(state.boxes[node.inputs[0]]).unsqueeze(2)
             found[node.index] = first.expand(-1, -1, rows, *node.shape).contiguous()
     return Choices(found, {})

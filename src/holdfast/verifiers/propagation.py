@@ -122,8 +122,7 @@ def plan_refinement(graph: Graph, is_box: bool) -> list[list[Reader]]:
         if node.inputs:
             independent[node.index] = single and node.op.is_diagonal
         exact = not node.inputs or single
-        follows = isinstance(node.op, Activation)
-        skip = exact or follows or node.op.refines_input
+        skip = exact or isinstance(node.op, Activation)
         plan.append([] if skip else _readers(graph, direct, node.index, ()))
     return plan
 
@@ -133,7 +132,7 @@ def _readers(
 ) -> list[Reader]:
     found: list[Reader] = []
     for node in (graph.nodes[j] for j in direct[index]):
-        if not node.op.is_affine or node.op.refines_input:
+        if not node.op.is_affine:
             found.append(Reader(node.op, path))
         if isinstance(node.op, Activation):
             found += _readers(graph, direct, node.index, (*path, node.op))

@@ -1,65 +1,140 @@
-"""Softmax and its logarithm, formed from differences so that no product is needed.
+"""Softmax and its logarithm, relaxed through one sum of exponentials per group.
 
-``softmax_i = 1 / sum_j exp(z_j - z_i)`` takes one exponential, one sum and one reciprocal.
+``log softmax_k(z) = z_k - log sum_j exp(z_j)``, and softmax is the exponential of that. A tangent
+below the sum's logarithm, which is convex, and chords above its exponentials give the bounds LSE
+of Wei et al., "Convex Bounds on the Softmax Function" (2023, arXiv:2303.01713). As the sum is the
+same for all elements of a group, their coefficients are added up before a side is chosen.
 """
-
-# ruff: noqa: N803 - A, C, D and W are the matrices of the literature
+# ruff: noqa: N803, N806 - A, C, D and W are the matrices of the literature
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import ClassVar, NamedTuple, final
 
 import torch
 from torch import Tensor
 
 from holdfast.graphs.builder import Call, Ref, aten, onnx
-from holdfast.graphs.operator import Affine, Box, Pulled
-from holdfast.graphs.operators.power import Exp, Log, Reciprocal
+from holdfast.graphs.operator import Box, Operator, Pulled
+from holdfast.graphs.operators.power import Exp
 from holdfast.graphs.operators.scale import scale
-from holdfast.graphs.operators.sum import reduce_sum
+from holdfast.graphs.shapes import flattened
+
+# Share of the way up the box, at least, of the point where the logarithm's tangent touches, so that
+# weights stay small: (1 - e) / (w (e + (1 - e) / 4)) < 2 for all widths w, with e = exp(-w).
+_LEAST_SHARE = 0.25
+# Of elements that do not count: their exponential is zero.
+_NEVER = -1e30
+
+
+class _Plane(NamedTuple):
+    """``weights . z + constant`` for every group: ``(n, r, *in)`` and ``(n, r, .., 1, ..)``."""
+
+    weights: Tensor
+    constant: Tensor
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Gaps(Affine):
-    """``z_j - z_i`` for all pairs along ``axis`` (without the batch): ``(.., j, i, ..)``.
+class LogSoftmax(Operator):
+    """``z_k - log sum_j exp(z_j)`` along ``axis`` (without the batch).
 
-    One operator, as intervals must know that an element differs from itself by nothing.
+    Its parameter is the point of the box where planes touch, from the lower (0) to the upper end.
+
+    Attributes:
+        axis: Of the groups.
+        seen: Mask ``(1, *in)`` of the elements that count, 1 or 0; others get zero.
     """
 
     axis: int
-    refines_input: ClassVar[bool] = True
+    seen: Tensor | None = None
+    n_parameters: ClassVar[int] = 1
 
     def run(self, *xs: Tensor) -> Tensor:
-        """``(n, .., k, ..) -> (n, .., k, k, ..)``."""
-        return xs[0].unsqueeze(self.axis + 2) - xs[0].unsqueeze(self.axis + 1)
+        """``(n, *in) -> (n, *in)``."""
+        if self.seen is None:
+            return xs[0].log_softmax(self.axis + 1)
+        z = torch.where(self.seen > 0, xs[0], _NEVER)
+        return z.log_softmax(self.axis + 1) * self.seen
 
     def interval(self, *boxes: Box) -> Box:
-        """Ends against opposite ends, zero where both are the same element."""
+        """Each element against the opposite ends of the others."""
         lower, upper = boxes[0]
-        behind, ahead = self.axis + 2, self.axis + 1
-        low = lower.unsqueeze(behind) - upper.unsqueeze(ahead)
-        high = upper.unsqueeze(behind) - lower.unsqueeze(ahead)
-        other = self._other(lower)
-        return Box(low * other, high * other)
+        low = -_softplus(self._others(upper) - lower)
+        high = -_softplus(self._others(lower) - upper)
+        return Box(low, high) if self.seen is None else Box(low * self.seen, high * self.seen)
+
+    def start(self, box: Box) -> Tensor:
+        """The centre."""
+        return torch.full_like(box.lower, 0.5).unsqueeze(0)
 
     def magnitude(self, *boxes: Box) -> Tensor:
-        """Absolute values add up."""
-        largest = boxes[0].magnitude()
-        return largest.unsqueeze(self.axis + 2) + largest.unsqueeze(self.axis + 1)
+        """Weights add up to 2 at most; the terms of a constant are within nine inputs and seven."""
+        z = boxes[0].magnitude()
+        largest = z.amax(self.axis + 1, keepdim=True) + math.log(z.shape[self.axis + 1])
+        return z + 10 * (1 + largest)
 
     def pull(self, A: Tensor, boxes: Sequence[Box], parameters: Tensor | None = None) -> Pulled:
-        """Sums over partners, signed."""
-        behind, ahead = self.axis + 3, self.axis + 2
-        return Pulled((A.sum(behind) - A.sum(ahead),), None)
+        """Exact in ``z_k``; the sum by its tangent or by chords, as its coefficient's sign says."""
+        box = Box(boxes[0].lower.unsqueeze(1), boxes[0].upper.unsqueeze(1))
+        share = self.start(box)[0] if parameters is None else parameters[0]
+        if self.seen is not None:
+            A = A * self.seen.unsqueeze(1)
+        total = A.sum(self.axis + 2, keepdim=True)
+        below, above = self._below(box, share), self._above(box, share)
+        rising = total > 0
+        weights = torch.where(rising, above.weights, below.weights)
+        constant = total * torch.where(rising, above.constant, below.constant)
+        return Pulled((A - total * weights,), -flattened(constant, 2).sum(2))
 
-    def _other(self, z: Tensor) -> Tensor:
-        """One for different elements, ``(k, k, 1, ..)``."""
-        size = z.shape[self.axis + 1]
-        other = 1 - torch.eye(size, dtype=z.dtype, device=z.device)
-        return other.reshape(size, size, *[1] * (z.dim() - self.axis - 2))
+    def _below(self, box: Box, share: Tensor) -> _Plane:
+        """The tangent of the logarithm of the sum, which is convex."""
+        point = self._hidden(box.lower + share * (box.upper - box.lower))
+        axis = self.axis + 2
+        value, weights = point.logsumexp(axis, keepdim=True), point.softmax(axis)
+        return _Plane(weights, value - (weights * point).sum(axis, keepdim=True))
+
+    def _above(self, box: Box, share: Tensor) -> _Plane:
+        """Chords of the exponentials, and a tangent of the logarithm of their sum."""
+        axis = self.axis + 2
+        top = self._hidden(box.upper).amax(axis, keepdim=True)
+        low, high = self._hidden(box.lower - top), self._hidden(box.upper - top)
+        width = high - low
+        small = width.clamp(torch.finfo(width.dtype).eps, 1.0)
+        rise = torch.where(width < 1, low.exp() * small.expm1(), high.exp() - low.exp())
+        slope = rise / torch.maximum(width, small)
+        intercept = low.exp() - slope * low
+        point = low + share.clamp(min=_LEAST_SHARE) * width
+        centre = (slope * point + intercept).sum(axis, keepdim=True)
+        # log s <= log c + s / c - 1 for any c > 0.
+        weights = slope / centre
+        constant = centre.log() - 1 + intercept.sum(axis, keepdim=True) / centre
+        return _Plane(weights, constant + top * (1 - weights.sum(axis, keepdim=True)))
+
+    def _hidden(self, z: Tensor) -> Tensor:
+        """Elements that do not count so far below the others that their exponential is zero."""
+        if self.seen is None:
+            return z
+        return torch.where(self.seen.unsqueeze(1) > 0, z, _NEVER)
+
+    def _others(self, z: Tensor) -> Tensor:
+        """``log sum_{j != k} exp(z_j)``, ``(n, *in)``."""
+        axis = self.axis + 1
+        if self.seen is not None:
+            z = torch.where(self.seen > 0, z, _NEVER)
+        none = torch.full_like(z.narrow(axis, 0, 1), _NEVER)
+        size = z.shape[axis] - 1
+        before = torch.cat([none, z.narrow(axis, 0, size).logcumsumexp(axis)], axis)
+        behind = z.narrow(axis, 1, size).flip(axis).logcumsumexp(axis).flip(axis)
+        return torch.logaddexp(before, torch.cat([behind, none], axis))
+
+
+def _softplus(t: Tensor) -> Tensor:
+    """``log(1 + exp(t))`` without the library's cut-off."""
+    return torch.logaddexp(torch.zeros_like(t), t)
 
 
 @onnx("Softmax", "LogSoftmax")
@@ -75,22 +150,18 @@ def build(call: Call) -> Ref:
         raise call.error(
             "before opset 13, softmax over flattened axes is supported for the last axis only"
         )
-    return softmax(call, ref, position, logarithm="og" in call.name)
+    if "og" in call.name:
+        return call.emit(LogSoftmax(position), ref)
+    return softmax(call, ref, position)
 
 
-def softmax(
-    call: Call, ref: Ref, position: int, seen: Tensor | None = None, logarithm: bool = False
-) -> Ref:
-    """Append the softmax over an axis (without the batch), or its logarithm.
+def softmax(call: Call, ref: Ref, position: int, seen: Tensor | None = None) -> Ref:
+    """Append the softmax over an axis (without the batch).
 
     ``seen`` is a mask that broadcasts to ``(1, *ref.shape)``: elements outside get nothing.
     """
-    powers = call.emit(Exp(), call.emit(Gaps(position), ref))
-    if seen is not None:
-        seen = seen.expand(1, *ref.shape).double()
-        powers = scale(call, powers, seen.unsqueeze(position + 2), 0.0)
-    total = reduce_sum(call, powers, [position], keep=False)
-    if logarithm:
-        return scale(call, call.emit(Log(), total), -1.0, 0.0)
-    share = call.emit(Reciprocal(), total)
-    return share if seen is None else scale(call, share, seen, 0.0)
+    if seen is None:
+        return call.emit(Exp(), call.emit(LogSoftmax(position), ref))
+    seen = seen.expand(1, *ref.shape).double()
+    share = call.emit(Exp(), call.emit(LogSoftmax(position, seen), ref))
+    return scale(call, share, seen, 0.0)
