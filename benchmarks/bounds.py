@@ -4,10 +4,11 @@
 
 DIR is a checkout of github.com/Verified-Intelligence/auto_LiRPA. Both sides bound the same margins
 of the same images over the same boxes, in turns, on one thread; seconds are the process's CPU time.
-Ours are proofs (float64, rounding charged); theirs are float32. ``ours_float32_s`` tells
-what that costs: ours in float32 without correction, as theirs. Iterations of optimised slopes are
-equal. Building the graphs is not part of the seconds. With ``--write`` rows of earlier runs with as
-many images are kept, so that it can be measured piece by piece.
+Ours are proofs (float64, rounding charged); theirs are float32. What that costs is told by two more
+sides at equal precision: ours in float32 without correction, as theirs, and theirs in float64
+(not for optimised slopes, which take them minutes). Iterations of optimised slopes are equal.
+Building the graphs is not part of the seconds. With ``--write`` rows of earlier runs with as many
+images are kept, so that it can be measured piece by piece; each row carries its commit.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import torch
 from torch import Tensor
 
 from _bound_networks import NETWORKS, Case
-from _common import RESULTS, write
+from _common import RESULTS, commit, write
 
 METHODS = {
     "ibp": "IBP",
@@ -82,70 +83,80 @@ def ours(case: Case, method: str, dtype: torch.dtype = torch.float64) -> Callabl
     return run
 
 
-def ours_float32(case: Case, method: str) -> Callable[[], Tensor]:
-    return ours(case, method, torch.float32)
-
-
-def theirs(case: Case, method: str) -> Callable[[], Tensor]:
+def theirs(case: Case, method: str, dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
     from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 
-    net = BoundedModule(copy.deepcopy(case.net), torch.zeros_like(case.x), device="cpu")
+    module = copy.deepcopy(case.net).to(dtype)
+    points, lower, upper, C = (t.to(dtype) for t in (case.x, case.lower, case.upper, case.C))
+    net = BoundedModule(module, torch.zeros_like(points), device="cpu")
     net.set_bound_opts({"optimize_bound_args": {"iteration": STEPS, "enable_beta_crown": False}})
-    ball = PerturbationLpNorm(norm=float("inf"), x_L=case.lower, x_U=case.upper)
-    x = BoundedTensor(case.x, ball)
+    x = BoundedTensor(points, PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper))
 
     def run() -> Tensor:
         found = net.compute_bounds(
-            x=(x,), C=case.C, method=METHODS[method], bound_upper=False, return_A=False
+            x=(x,), C=C, method=METHODS[method], bound_upper=False, return_A=False
         )
         return found[0].detach()
 
     return run
 
 
-def measure(case: Case, method: str) -> tuple[Timed, Timed, Timed]:
-    sides = [Timed(None, []) for _ in range(3)]
-    makers = (ours, theirs, ours_float32)
-    runs: list[Callable[[], Tensor] | None] = []
-    for side, make in zip(sides, makers, strict=True):
+Side = Callable[[Case, str], Callable[[], Tensor]]
+SIDES: dict[str, Side] = {
+    "ours": ours,
+    "theirs": theirs,
+    "ours_float32": lambda case, method: ours(case, method, torch.float32),
+    "theirs_float64": lambda case, method: theirs(case, method, torch.float64),
+}
+
+
+def measure(case: Case, method: str) -> dict[str, Timed]:
+    sides = {name: Timed(None, []) for name in SIDES}
+    if method == "alpha-crown":
+        del sides["theirs_float64"]
+    runs: dict[str, Callable[[], Tensor]] = {}
+    for name, side in sides.items():
         try:
-            run = make(case, method)
+            run = SIDES[name](case, method)
             run()  # imports and caches
-            runs.append(run)
+            runs[name] = run
         except Exception as error:
             side.error = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            runs.append(None)
     for _ in range(ROUNDS):
-        if sum(sum(side.seconds) for side in sides) > ENOUGH:
+        if sum(sum(side.seconds) for side in sides.values()) > ENOUGH:
             break
-        for side, run in zip(sides, runs, strict=True):
-            if run is None:
-                continue
+        for name, run in runs.items():
             begin = time.process_time()
-            side.lower = run().double()
-            side.seconds.append(time.process_time() - begin)
-    return sides[0], sides[1], sides[2]
+            sides[name].lower = run().double()
+            sides[name].seconds.append(time.process_time() - begin)
+    return sides
 
 
 def row(case: Case, method: str) -> dict[str, Any]:
-    us, them, single = measure(case, method)
-    result: dict[str, Any] = {
-        "network": case.name, "method": method, "images": len(case.x),
-        "ours_s": min(us.seconds, default=None), "theirs_s": min(them.seconds, default=None),
-        "ours_float32_s": min(single.seconds, default=None),
-        "ours_error": us.error or single.error, "theirs_error": them.error,
-    }  # fmt: skip
-    if us.lower is not None and them.lower is not None:
-        scale = them.lower.abs().clamp(min=1e-2 * float(them.lower.abs().max()))
-        gap = (us.lower - them.lower) / scale
+    sides = measure(case, method)
+    s = {name: min(side.seconds, default=None) for name, side in sides.items()}
+    result: dict[str, Any] = {"network": case.name, "method": method, "images": len(case.x)}
+    result |= {f"{name}_s": seconds for name, seconds in s.items()}
+    result |= {f"{name}_error": side.error for name, side in sides.items() if side.error}
+    result |= {
+        "ratio": ratio(s["ours"], s["theirs"]),
+        "ratio_float32": ratio(s["ours_float32"], s["theirs"]),
+        "ratio_float64": ratio(s["ours"], s.get("theirs_float64")),
+    }
+    us, them = sides["ours"].lower, sides["theirs"].lower
+    if us is not None and them is not None:
+        scale = them.abs().clamp(min=1e-2 * float(them.abs().max()))
+        gap = (us - them) / scale
         result |= {
-            "ratio": result["ours_s"] / result["theirs_s"],
-            "ratio_float32": min(single.seconds) / result["theirs_s"] if single.seconds else None,
             "looser_by": float((-gap).max()), "tighter_by": float(gap.max()),
-            "share_looser": float((gap < -1e-4).float().mean()),
-            "mean_ours": float(us.lower.mean()), "mean_theirs": float(them.lower.mean()),
+            "rows": gap.numel(), "rows_looser": int((gap < -1e-4).sum()),
+            "mean_ours": float(us.mean()), "mean_theirs": float(them.mean()),
         }  # fmt: skip
-    return result
+    return result | {"commit": commit()}
+
+
+def ratio(ours: float | None, theirs: float | None) -> float | None:
+    return ours / theirs if ours is not None and theirs is not None else None
 
 
 def main() -> None:

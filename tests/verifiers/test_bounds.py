@@ -9,11 +9,12 @@ from holdfast.graphs.operator import Box
 from holdfast.graphs.operators.relu import ReLU
 from holdfast.graphs.torch_capture import capture
 from holdfast.verifiers import alpha_crown, elements, propagation
-from holdfast.verifiers.alpha_crown import sharpen
+from holdfast.verifiers.alpha_crown import default_choices, optimise, optimise_twice, sharpen
 from holdfast.verifiers.bounds import bounds, margins
+from holdfast.verifiers.crown import pull_back
 from holdfast.verifiers.elements import Elements
 from holdfast.verifiers.propagation import propagate
-from holdfast.verifiers.regions import threat_region
+from holdfast.verifiers.regions import BoxRegion, threat_region
 
 
 @pytest.fixture(scope="module")
@@ -332,3 +333,31 @@ def test_weights_changed_in_place_change_the_bounds(dtype):
     fresh = copy.deepcopy(graph)
     assert not torch.equal(after.lower, before.lower)
     torch.testing.assert_close(after, bounds(fresh, x, 0.1, dtype=dtype), rtol=1e-6, atol=1e-6)
+
+
+def test_rows_take_the_better_of_two_searches():
+    torch.manual_seed(4)
+    layers = [nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 5)]
+    x = torch.rand(3, 6)
+    graph = capture(nn.Sequential(*layers).eval(), x)
+    region = BoxRegion(x - 0.6, x + 0.6)
+    state, A = propagate(graph, region, rounding=False), torch.eye(5).expand(3, -1, -1)
+    last = len(graph.nodes) - 1
+
+    def value(choices):
+        found = pull_back(graph, last, A, state, parameters=choices.parameters, rounding=False)
+        return region.minimum(found.A) + found.constant
+
+    start = default_choices(graph, state, last, 5)
+    args = {"steps": 6, "momentum": alpha_crown.MOMENTUM}
+    ends = torch.stack(
+        [
+            optimise(graph, last, A, state, region, start, rate=rate, **args)[1]
+            for rate in alpha_crown.RATES
+        ]
+    )
+    both = value(optimise_twice(graph, last, A, state, region, 6))
+    assert bool((ends[0] > ends[1]).any())
+    assert bool((ends[0] < ends[1]).any())
+    torch.testing.assert_close(both, ends.amax(0))
+    assert bool((both > value(start)).all())

@@ -24,6 +24,9 @@ from holdfast.verifiers.element_slopes import RATE, SMALLEST, adam_step, keeps_r
 from holdfast.verifiers.propagation import loose_for, padded_index, plan_refinement
 from holdfast.verifiers.regions import Region
 
+# Step sizes and momentum of the two searches for rows that are asked for.
+RATES, MOMENTUM = (0.2, 0.5), 0.7
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,7 @@ def optimise(
     cuts: Mapping[int, Cuts] | None = None,
     steps: int = 20,
     rate: float = 0.1,
+    momentum: float = 0.9,
     target: float = torch.inf,
 ) -> tuple[Choices, Tensor]:
     """Raises the lower bounds of ``A . value(start)``; any result is sound.
@@ -83,6 +87,7 @@ def optimise(
         cuts: Split constraints.
         steps: Gradient steps.
         rate: Step size of Adam; multipliers take half of it.
+        momentum: Share of the gradients so far in the direction of a step.
         target: Rows above it are not pushed further.
 
     Returns:
@@ -123,9 +128,32 @@ def optimise(
         for i, gradient in enumerate(gradients):
             if gradient is not None:
                 size = rate * 0.98**step * (1.0 if names[i][0] == "a" else 0.5)
-                moved = adam_step(x[i].detach(), gradient, first[i], second[i], step + 1, size)
+                args = (first[i], second[i], step + 1, size, momentum)
+                moved = adam_step(x[i].detach(), gradient, *args)
                 x[i] = moved.clamp_(0.0, 1.0 if names[i][0] == "a" else None)
     return _named(names, best), best_value
+
+
+def optimise_twice(
+    graph: Graph, start: int, A: Tensor, state: State, region: Region, steps: int
+) -> Choices:
+    """The better of a slow and a fast search from the default choices, row by row.
+
+    The bound is piecewise smooth in the choices, and which step size comes closest to its best
+    within few steps differs from row to row.
+    """
+    choices, value = default_choices(graph, state, start, A.shape[1]), A.new_full((), -torch.inf)
+    best = choices
+    for rate in RATES:
+        args = (graph, start, A, state, region, choices)
+        found, reached = optimise(*args, steps=steps, rate=rate, momentum=MOMENTUM)
+        better = reached > value
+        best = Choices(
+            {i: _select(better, t, best.parameters[i], "a") for i, t in found.parameters.items()},
+            {},
+        )
+        value = torch.where(better, reached, value)
+    return best
 
 
 def _named(names: list[tuple[str, int]], values: list[Tensor]) -> Choices:

@@ -105,14 +105,20 @@ def _kept(
 
 
 def adam_step(
-    x: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, size: float
+    x: Tensor,
+    gradient: Tensor,
+    first: Tensor,
+    second: Tensor,
+    step: int,
+    size: float,
+    momentum: float = 0.9,
 ) -> Tensor:
     """A step of Adam upwards (Kingma & Ba, 2015); updates both moments in place.
 
     The second begins at ``SMALLEST``, in place of a constant in the denominator. Written out since
     importing ``torch.optim`` costs seconds and holds per-parameter state.
     """
-    first.lerp_(gradient, 0.1)
+    first.lerp_(gradient, 1 - momentum)
     second.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    share = (1 - 0.999**step) ** 0.5 / (1 - 0.9**step)
+    share = (1 - 0.999**step) ** 0.5 / (1 - momentum**step)
     return torch.addcdiv(x, first, second.sqrt(), value=size * share)
