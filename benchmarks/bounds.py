@@ -87,14 +87,14 @@ def theirs(case: Case, method: str, dtype: torch.dtype = torch.float32) -> Calla
     from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
 
     module = copy.deepcopy(case.net).to(dtype)
-    points, lower, upper, C = (t.to(dtype) for t in (case.x, case.lower, case.upper, case.C))
+    points, lower, upper, rows = (t.to(dtype) for t in (case.x, case.lower, case.upper, case.C))
     net = BoundedModule(module, torch.zeros_like(points), device="cpu")
     net.set_bound_opts({"optimize_bound_args": {"iteration": STEPS, "enable_beta_crown": False}})
     x = BoundedTensor(points, PerturbationLpNorm(norm=float("inf"), x_L=lower, x_U=upper))
 
     def run() -> Tensor:
         found = net.compute_bounds(
-            x=(x,), C=C, method=METHODS[method], bound_upper=False, return_A=False
+            x=(x,), C=rows, method=METHODS[method], bound_upper=False, return_A=False
         )
         return found[0].detach()
 
