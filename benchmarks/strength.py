@@ -29,6 +29,7 @@ from _validation import CASES, CHOSEN_ON, Case, network, samples
 
 PIECES = ROOT / "build" / "strength"
 PRESETS = ("quick", "standard", "thorough", "autoattack")
+ENGINE = ("attacking", "clean", "handover", "opening", "slots")
 PIECE = 50  # samples per piece: what is lost at most when a run is stopped
 
 
@@ -118,7 +119,7 @@ def _source(tool: str) -> str:
     names = ("apgd", "fab", "fgsm", "malt", "square", "square_pgd", "_losses")
     files = [folder / "cascades" / f"{tool}.toml", *(folder / "attacks" / f"{n}.py" for n in names)]
     files += sorted((folder / "attacks" / "_square").glob("*.py"))
-    files += [folder / "engine" / f"{n}.py" for n in ("attacking", "clean", "opening", "slots")]
+    files += [folder / "engine" / f"{n}.py" for n in ENGINE]
     return hashlib.blake2b(b"".join(f.read_bytes() for f in files), digest_size=8).hexdigest()
 
 

@@ -44,6 +44,9 @@ class Stage(BaseModel):
     """Only for a random share of the samples, drawn by each sample's own key. None: for all."""
     when: Literal["found"] | None = None
     """``found``: only if an earlier stage with a ``share`` broke a sample. None: always."""
+    start: Literal["best"] | None = None
+    """``best``: begin at the best point that earlier stages met, where there is one. None: as the
+    attack does by itself."""
     draws: int | None = Field(default=None, gt=0)
     """Answers averaged per gradient, for models that answer at random. None: the model's usual."""
 
@@ -58,6 +61,8 @@ class Stage(BaseModel):
         for_whom = [f"for a random {self.share:.0%}"] if self.share is not None else []
         if self.within is not None:
             for_whom.append(f"within {self.within:g} of the margin")
+        if self.start is not None:
+            for_whom.append("from the best point")
         if self.draws is not None:
             for_whom.append(f"{self.draws} draws")
         return ", ".join([f"{self.attack}({inner})", *for_whom])

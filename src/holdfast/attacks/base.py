@@ -38,6 +38,7 @@ class Card:
         is_minimal: Whether it looks for the smallest change rather than for any allowed one.
         is_blind: Whether it searches without gradients, if only at first: what it breaks after
             gradient attacks have failed is a sign that the gradients mislead.
+        takes_start: Whether it can go on from any allowed point (:attr:`Problem.start`).
     """
 
     name: str
@@ -48,6 +49,7 @@ class Card:
     is_stochastic: bool = True
     is_minimal: bool = False
     is_blind: bool = False
+    takes_start: bool = False
 
     @property
     def sees_less(self) -> bool:
@@ -69,7 +71,7 @@ class Problem:
         goal: Class that the attacker wants ``(n,)`` int64, or -1 where any wrong one will do;
             None: the same as ``target``, which may be no more than a direction to try.
         start: Points to begin at ``(n, *shape)``, where the attack can begin anywhere in the
-            domain; None: at ``x``.
+            domain or, with :attr:`Card.takes_start`, in the allowed set; None: at ``x``.
         opening: Gradients ``(n, *shape)`` of :attr:`Attack.opening` at ``x``, where known already,
             zero in rows where they are not; None: in no row.
     """

@@ -8,9 +8,11 @@ allowed changes have in the linear model.
 Differences from the authors' code: the class gradients come from one forward pass (theirs: K);
 the gain is taken over the set itself, box and norm (theirs: a dual norm); the runs are plain
 steps on the pairwise margin with a cosine schedule, the first from the best point of the linear
-model, the others from random ones, every second without a target; and a sample gets another run
-only while little of its clean margin is left: the closer to falling, the more runs. So hopeless
-samples cost little (the idea of Liu et al., 2022, arXiv:2203.05154, without its constants).
+model, the others from random ones, every second without a target. Where an earlier attack hands a
+point over, the first run goes on from there, and classes are ranked only for what survives it. A
+sample gets another run only while little of its clean margin is left: the closer to falling, the
+more runs. So hopeless samples cost little (the idea of Liu et al., 2022, arXiv:2203.05154, without
+its constants).
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class MALTState:
 
     Attributes:
         classes: Candidate classes ``(n, m)``, nearest first once they are ranked.
-        n_near: How many of them are worth a run ``(n,)``.
+        n_near: How many of them are worth a run ``(n,)``; 0 until they are ranked.
         clean: The goal's margin at x, negative.
         best: The largest one met.
         run, step: Which run this is, and which step of it.
@@ -82,6 +84,7 @@ class MALT(Attack):
         "arXiv:2407.02240",
         access=Access.GRADIENTS,
         norms=frozenset({"linf", "l2"}),
+        takes_start=True,
     )
 
     steps: int = 20
@@ -104,7 +107,7 @@ class MALT(Attack):
         return 1 + self.runs * (self.steps + 1)
 
     def init(self, problem: Problem) -> MALTState:
-        """Every row at its clean input; a target given leaves nothing to rank."""
+        """Every row at its clean input or its start; a target given leaves nothing to rank."""
         y, goal = problem.y, problem.target if problem.goal is None else problem.goal
         others = problem.logits.scatter(1, y[:, None], -torch.inf)
         m = min(self.candidates, problem.logits.shape[1] - 1)
@@ -113,16 +116,19 @@ class MALT(Attack):
         classes = torch.where(is_given[:, None], problem.target[:, None], classes)
         clean = goal_margin(problem.logits.float(), y, goal)
         zero = torch.zeros_like(y)
-        start = problem.allowed.sample(problem.rng.fold(0))
+        noise = problem.allowed.sample(problem.rng.fold(0))
+        x, is_ranked = torch.where(like(is_given, noise), noise, problem.x), is_given
+        if problem.start is not None:
+            x, is_given = problem.start, torch.ones_like(is_given)
         return MALTState(
-            x=torch.where(like(is_given, start), start, problem.x),
+            x=x,
             y=y,
             goal=goal,
             aim=problem.target,
             allowed=problem.allowed,
             rng=problem.rng,
             classes=classes,
-            n_near=zero + 1,
+            n_near=is_ranked.long(),
             clean=clean,
             best=clean.clone(),
             run=zero,
@@ -186,16 +192,18 @@ class MALT(Attack):
         run = state.run + 1
         left = share_left(state.best, state.clean)
         finished = (run >= self.runs) | (run * left >= self.effort)
-        turn = torch.div(run, 2, rounding_mode="floor") % state.n_near
+        is_ranked = state.n_near > 0
+        turn = torch.div(run, 2, rounding_mode="floor") % state.n_near.clamp_min(1)
         aim = state.classes.gather(1, turn[:, None]).squeeze(1)
         is_free = (run % 2 == 1) & (state.goal < 0)
+        noise = state.allowed.sample(state.rng.fold(run))
         return replace(
             state,
-            x=state.allowed.sample(state.rng.fold(run)),
+            x=torch.where(like(is_ranked, noise), noise, state.allowed.x),
             aim=torch.where(is_free, -1, aim),
             run=run,
             step=torch.zeros_like(run),
-            kind=torch.full_like(state.kind, CLIMB),
+            kind=torch.where(is_ranked, CLIMB, RANK),
             finished=finished,
         )
 

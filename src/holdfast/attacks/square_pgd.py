@@ -96,6 +96,7 @@ class SquarePGD(Attack):
         access=Access.GRADIENTS,
         norms=frozenset({"linf", "l2"}),
         is_blind=True,
+        takes_start=True,
     )
 
     queries: int = 500
@@ -124,9 +125,9 @@ class SquarePGD(Attack):
 
     @property
     def max_queries(self) -> int:
-        """Those of the warm-up, then per round of the search and of the steps."""
-        warmup = self._malt.max_queries if self.warmup else 0
-        return warmup + self.rounds * (self.queries + self.steps + 1)
+        """Those of the warm-up or of the start, then per round of the search and of the steps."""
+        first = self._malt.max_queries if self.warmup else 1
+        return first + self.rounds * (self.queries + self.steps + 1)
 
     @property
     def _square(self) -> Square:
@@ -145,6 +146,9 @@ class SquarePGD(Attack):
         """The warm-up's start, or the search's."""
         zero = torch.zeros_like(problem.y)
         malt = self._malt.init(problem)
+        kind = malt.kind if self.warmup else torch.full_like(zero, SEARCH)
+        if problem.start is not None:
+            kind = torch.full_like(zero, LOOK)
         return SquarePGDState(
             malt=malt,
             search=self._square.init(problem),
@@ -154,11 +158,11 @@ class SquarePGD(Attack):
             clean=malt.clean,
             best=problem.x,
             best_margin=torch.full_like(malt.clean, -torch.inf),
-            x=problem.x,
-            left=torch.ones_like(malt.clean),
-            round=zero,
+            x=problem.x if problem.start is None else problem.start,
+            left=torch.full_like(malt.clean, 1.0 if problem.start is None else torch.inf),
+            round=zero if problem.start is None else zero - 1,
             step=zero.clone(),
-            kind=malt.kind if self.warmup else torch.full_like(zero, SEARCH),
+            kind=kind,
             finished=zero > 0,
         )
 

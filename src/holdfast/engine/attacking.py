@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from holdfast.attacks.base import Problem
 from holdfast.engine.cascade import Step, has_found, parts, rank_wrong, walk
 from holdfast.engine.found import submit
+from holdfast.engine.handover import Handover
 from holdfast.engine.jobs import NO_LIMIT, Ended, Job
 from holdfast.engine.ledger import REUSED, Standing
 from holdfast.engine.random import Rng
@@ -46,6 +48,7 @@ class Attacking:
         self.text = threat.describe()
         self.standing: Standing = context.ledger.standing(self.text)
         self.n_unfinished = 0
+        self.handover = Handover(context, threat)
         self._counts = [self._n_jobs(step) for step in steps]
         self._queue: list[tuple[int, int, float, int]] = []
         self._active = [0] * len(steps)
@@ -89,11 +92,14 @@ class Attacking:
 
     def _wants(self, sample: int, step: int, job: int) -> bool:
         """Whether a sample is one of those that a stage is for."""
+        left, draw = self._left(sample, self._margin(sample)), float(self._draws[sample, step])
+        return self._is_on[step] and self.steps[step].terms.wants(left, job, draw)
+
+    def _left(self, sample: int, margin: float) -> float:
+        """The share of the clean margin that this one leaves."""
         clean = float(self.context.ledger.margin[sample])
         is_targeted = self.context.plan.goal.is_targeted  # margins then mean another class
-        left = 0.0 if is_targeted or clean >= 0 else self._margin(sample) / clean
-        draw = float(self._draws[sample, step])
-        return self._is_on[step] and self.steps[step].terms.wants(left, job, draw)
+        return 0.0 if is_targeted or clean >= 0 else margin / clean
 
     def _margin(self, sample: int) -> float:
         """The largest margin met, the clean input's among them."""
@@ -109,7 +115,9 @@ class Attacking:
     def run(self) -> Iterator[Event]:
         """All jobs, until every walk is over or the time is."""
         self._reuse()
-        slots = self.context.slots_for(Rules(quantise=self.context.plan.quantise is not None))
+        quantise = self.context.plan.quantise is not None
+        rules = Rules(quantise=quantise, keep_best=self.handover.is_needed)
+        slots = self.context.slots_for(rules)
         for end in parts(self.steps):
             self._go_on_to(end)
             yield from self._part(slots)
@@ -157,13 +165,31 @@ class Attacking:
             taken.append((step, job, sample))
         for step in sorted({s for s, _, _ in taken}):
             group = [(job, sample) for s, job, sample in taken if s == step]
-            self._start(slots, self.steps[step], step, group)
+            for some, start in self._beginnings(self.steps[step], group):
+                self._start(slots, step, some, start)
+
+    def _beginnings(
+        self, step: Step, group: list[tuple[int, int]]
+    ) -> list[tuple[list[tuple[int, int]], Tensor | None]]:
+        """The jobs that begin at a point met before, with the points; and the others."""
+        points = self.handover.read([i for _, i in group]) if step.starts_at_best else None
+        if points is None:
+            return [(group, None)]
+        is_there = points.flatten(1).any(1)
+        known = [one for one, there in zip(group, is_there.tolist(), strict=True) if there]
+        other = [one for one, there in zip(group, is_there.tolist(), strict=True) if not there]
+        found: list[tuple[list[tuple[int, int]], Tensor | None]] = [(other, None)] if other else []
+        return [*found, (known, points[is_there])] if known else found
 
     def _start(
-        self, slots: Slots | Crew, step: Step, number: int, group: list[tuple[int, int]]
+        self,
+        slots: Slots | Crew,
+        number: int,
+        group: list[tuple[int, int]],
+        start: Tensor | None,
     ) -> None:
         """Start one job for each (job, sample) of ``group``, all of one step."""
-        context = self.context
+        context, step = self.context, self.steps[number]
         samples = [sample for _, sample in group]
         x, y = context.fetch(samples)
         logits = context.logits_file().read(samples).to(x.device)
@@ -182,7 +208,7 @@ class Attacking:
             for sample, (t, r) in zip(samples, pairs, strict=True)
         ]
         first = context.opening and context.opening.read(context, self.text, step, samples)
-        problem = Problem(x, y, target, allowed, rng, logits, opening=first)
+        problem = Problem(x, y, target, allowed, rng, logits, start=start, opening=first)
         slots.add(step.attack, jobs, problem, goal, step.route)
 
     def _rng(self, samples: list[int], device: torch.device, number: int) -> Rng:
@@ -207,10 +233,24 @@ class Attacking:
             rows = [one.job.sample for one in broken]
             points = torch.stack([one.x_adv for one in broken if one.x_adv is not None])
             self.context.adversarial_file(self.text).write(rows, points)
+        self._hand_over(ended)
         self.context.append([self._attempt(one) for one in ended])
         for one in ended:
             self._active[one.job.stage] -= 1
             self._wait(one.job.sample)
+
+    def _hand_over(self, ended: list[Ended]) -> None:
+        """Points that came nearer than any before, to their file."""
+        better = [
+            (one.job.sample, one.best)
+            for one in ended
+            if one.best is not None
+            and one.best_score > self._margin(one.job.sample)
+            and self.handover.wants(
+                self.steps[one.job.stage].stage, self._left(one.job.sample, one.best_score)
+            )
+        ]
+        self.handover.write([i for i, _ in better], [point for _, point in better])
 
     def _attempt(self, ended: Ended) -> Attempt:
         job, step = ended.job, self.steps[ended.job.stage]

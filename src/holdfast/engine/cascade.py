@@ -47,13 +47,14 @@ class Step:
     attack: Attack
     route: Route | None = None
     terms: Terms = Terms()
+    starts_at_best: bool = False
 
 
 def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[Step], list[Finding]]:
     """The stages that can run in this norm with this access, and what is left out and why.
 
     Raises:
-        PlanError: where none fits.
+        PlanError: where none fits, or one cannot begin where it should.
     """
     steps, findings = [], []
     for i, stage in enumerate(stages):
@@ -69,7 +70,8 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
             reason = f"it needs {card.access.value}, and the attacker sees {access.value} only"
         else:
             terms = Terms(stage.within, stage.share, stage.when)
-            steps.append(Step(i, stage.describe(), attack, _averaged(stage.draws), terms))
+            route, at_best = _averaged(stage.draws), _starts_at_best(stage, attack)
+            steps.append(Step(i, stage.describe(), attack, route, terms, at_best))
             continue
         text = f"The attack {stage.describe()} was left out: {reason}."
         findings.append(Finding(code="attack_left_out", level="info", text=text))
@@ -81,6 +83,18 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
             "('holdfast list attacks' shows what each one needs)."
         )
     return steps, findings
+
+
+def _starts_at_best(stage: Stage, attack: Attack) -> bool:
+    """Whether jobs begin at the best point of earlier stages."""
+    if stage.start is None or attack.card.takes_start:
+        return stage.start is not None
+    able = [name for name, kind in registry.attacks().items() if kind.card.takes_start]
+    raise PlanError(
+        f"The stage {stage.describe()} has start={stage.start!r}, but the attack "
+        f"{stage.attack!r} begins where it always does. Leave 'start' out, or use one of: "
+        f"{', '.join(able)}."
+    )
 
 
 def _able(norm: str, access: Access) -> str:

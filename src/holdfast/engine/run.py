@@ -22,6 +22,7 @@ from holdfast.engine.cascade import fitting
 from holdfast.engine.clean import clean
 from holdfast.engine.curve import pending, radii
 from holdfast.engine.examples import most_easily_broken, write_examples
+from holdfast.engine.handover import forget as forget_points
 from holdfast.engine.identity import check_same_run, header
 from holdfast.engine.journal import Journal, RowFile, adversarial_path
 from holdfast.engine.ledger import Ledger
@@ -199,6 +200,7 @@ def _sitting(
         outcome = "budget" if stopped else "finished"
         if not stopped:
             forget(context)
+            forget_points(context, threats)
     except (KeyboardInterrupt, GeneratorExit):
         outcome = "interrupted"
         raise
