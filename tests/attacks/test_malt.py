@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from holdfast import Model
 from holdfast.attacks.base import Answer
 from holdfast.attacks.malt import CLIMB, LOOK, MALT, RANK, class_gaps, linear_distances, share_left
 from holdfast.contracts import drive, pose
@@ -99,3 +102,43 @@ def test_a_target_given_is_the_only_aim():
     assert (MALT().phase(state) == CLIMB).all()
     moved = answers(model, MALT(steps=20)(model, x, y, "linf:0.5", targets=target))
     assert (moved == target).any()
+
+
+def test_from_a_start_classes_are_ranked_only_after_the_first_run():
+    x, y = torch.full((1, 8), 0.5), torch.tensor([0])
+    start = x - 0.05
+    attack = MALT(steps=2, runs=3, effort=9.0)
+    problem = replace(pose(Decoy(), x, y, Ball("linf", 0.1)), start=start)
+    state, kinds, points, aims = attack.init(problem), [], [], []
+    while not bool(state.finished.all()):
+        kinds.append(int(state.kind[0]))
+        query = attack.ask(state)
+        points.append(query.points)
+        state = attack.tell(state, answered(query))
+        aims.append(int(state.aim[0]))
+    assert kinds == [CLIMB, CLIMB, LOOK, RANK, CLIMB, CLIMB, LOOK, CLIMB, CLIMB, LOOK]
+    assert torch.equal(points[0], start)
+    assert torch.equal(points[3], x)
+    assert aims[:3] == [-1] * 3  # at any class from the start
+    assert aims[3] == 2  # then at the nearest
+    assert len(kinds) == attack.max_queries
+
+
+def test_a_target_needs_no_ranking_from_a_start_either():
+    x, y = torch.full((1, 8), 0.5), torch.tensor([0])
+    attack = MALT(steps=1, runs=2, effort=9.0)
+    problem = pose(Decoy(), x, y, Ball("linf", 0.1))
+    problem = replace(problem, start=x - 0.05, target=torch.tensor([1]))
+    state, kinds = attack.init(problem), []
+    while not bool(state.finished.all()):
+        kinds.append(int(state.kind[0]))
+        assert state.aim.item() == 1
+        state = attack.tell(state, answered(attack.ask(state)))
+    assert kinds == [CLIMB, LOOK, CLIMB, LOOK]
+
+
+def answered(query):
+    model = Model(Decoy())
+    with model.session():
+        model.recognise(query.points)
+        return model.answer([query])[0]

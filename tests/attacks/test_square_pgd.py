@@ -222,3 +222,24 @@ def test_every_row_has_its_own_number_of_warm_up_runs():
         passes.append(list(report.threats["linf:0.1"].forward))
     assert passes[0] == passes[1]
     assert passes[0][1] - passes[0][0] == 3  # one run more
+
+
+def test_a_start_takes_the_place_of_the_warm_up():
+    x, y = torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, dtype=torch.int64)
+    start = x + torch.tensor([0.05, *[0.0] * 15]).reshape(1, 1, 4, 4)
+    attack = SquarePGD(warmup=3, queries=2, steps=1, effort=0.96)
+    problem = replace(pose(Ramp(1.0), x, y, Ball("linf", 0.1)), start=start)
+    state, kinds = attack.init(problem), []
+    while not bool(state.finished.all()):
+        kinds.append(int(attack.phase(state)[0]))
+        query = attack.ask(state)
+        if len(kinds) == 1:
+            assert torch.equal(query.points, start)
+        state = attack.tell(state, answered(Ramp(1.0), query))
+        if len(kinds) == 1:
+            assert torch.equal(state.best, start)
+            assert state.search.best_margin.item() == pytest.approx(-0.95)
+    assert kinds == [LOOK] + [SEARCH] * 2 + [CLIMB] + [LOOK]
+    short = replace(attack, effort=0.94)  # 0.95 of the margin is left at the start
+    state = short.init(problem)
+    assert short.tell(state, answered(Ramp(1.0), short.ask(state))).finished.all()

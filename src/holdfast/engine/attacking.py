@@ -172,14 +172,14 @@ class Attacking:
         self, step: Step, group: list[tuple[int, int]]
     ) -> list[tuple[list[tuple[int, int]], Tensor | None]]:
         """The jobs that begin at a point met before, with the points; and the others."""
-        points = self.handover.read([i for _, i in group]) if step.starts_at_best else None
-        if points is None:
+        if not step.starts_at_best:
             return [(group, None)]
-        is_there = points.flatten(1).any(1)
-        known = [one for one, there in zip(group, is_there.tolist(), strict=True) if there]
-        other = [one for one, there in zip(group, is_there.tolist(), strict=True) if not there]
-        found: list[tuple[list[tuple[int, int]], Tensor | None]] = [(other, None)] if other else []
-        return [*found, (known, points[is_there])] if known else found
+        points = self.handover.read([(i, self._margin(i)) for _, i in group])
+        both = list(zip(group, points, strict=True))
+        known = [one for one, point in both if point is not None]
+        other = [one for one, point in both if point is None]
+        start = torch.stack([point for _, point in both if point is not None]) if known else None
+        return [some for some in ((other, None), (known, start)) if some[0]]
 
     def _start(
         self,
@@ -241,16 +241,12 @@ class Attacking:
 
     def _hand_over(self, ended: list[Ended]) -> None:
         """Points that came nearer than any before, to their file."""
-        better = [
-            (one.job.sample, one.best)
-            for one in ended
-            if one.best is not None
-            and one.best_score > self._margin(one.job.sample)
-            and self.handover.wants(
-                self.steps[one.job.stage].stage, self._left(one.job.sample, one.best_score)
-            )
-        ]
-        self.handover.write([i for i, _ in better], [point for _, point in better])
+        for one in ended:
+            job, score = one.job, one.best_score
+            if one.best is None or score <= self._margin(job.sample):
+                continue
+            if self.handover.wants(self.steps[job.stage].stage, self._left(job.sample, score)):
+                self.handover.write(job.sample, score, one.best)
 
     def _attempt(self, ended: Ended) -> Attempt:
         job, step = ended.job, self.steps[ended.job.stage]

@@ -103,7 +103,7 @@ class Journal:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._file: IO[bytes] = self.path.open("ab")
         except OSError as error:
-            raise _storage_error(error, self.directory) from None
+            raise storage_error(error, self.directory) from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -131,7 +131,7 @@ class Journal:
             if time.monotonic() - self._synced > _SYNC_SECONDS:
                 self._sync()
         except OSError as error:
-            raise _storage_error(error, self.directory) from None
+            raise storage_error(error, self.directory) from None
 
     def rows(self, path: Path, name: str, n: int, shape: tuple[int, ...]) -> RowFile:
         """A file of ``n`` rows beside the journal, created when it is first asked for."""
@@ -139,7 +139,7 @@ class Journal:
             try:
                 self._files[path] = RowFile(path, name, n, shape)
             except OSError as error:
-                raise _storage_error(error, self.directory) from None
+                raise storage_error(error, self.directory) from None
         return self._files[path]
 
     def _sync(self) -> None:
@@ -155,7 +155,7 @@ class Journal:
             self._file.flush()
             self._sync()
         except OSError as error:
-            raise _storage_error(error, self.directory) from None
+            raise storage_error(error, self.directory) from None
         finally:
             self._file.close()
 
@@ -192,9 +192,9 @@ class RowFile:
             try:
                 written = os.pwrite(self._fd, value.tobytes(), self._offset(row))
             except OSError as error:
-                raise _storage_error(error, self.path.parent) from None
+                raise storage_error(error, self.path.parent) from None
             if written != self._row_bytes:
-                raise _storage_error(OSError(errno.ENOSPC, "no space left"), self.path.parent)
+                raise storage_error(OSError(errno.ENOSPC, "no space left"), self.path.parent)
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """The values of ``rows``, ``(m, *shape)`` float32."""
@@ -210,7 +210,8 @@ class RowFile:
         os.close(self._fd)
 
 
-def _storage_error(error: OSError, directory: Path) -> JournalError:
+def storage_error(error: OSError, directory: Path) -> JournalError:
+    """What went wrong on the disk, in words."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return JournalError(
             f"The disk of {directory} is full ({error.strerror}). What was written before is "

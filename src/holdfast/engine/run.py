@@ -200,7 +200,7 @@ def _sitting(
         outcome = "budget" if stopped else "finished"
         if not stopped:
             forget(context)
-            forget_points(context, threats)
+            forget_points(context.journal.directory, threats)
     except (KeyboardInterrupt, GeneratorExit):
         outcome = "interrupted"
         raise
