@@ -15,9 +15,10 @@ from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Quer
 from holdfast.engine.jobs import Job
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import Rules, Slots
+from holdfast.engine.tally import fresh, is_due, watched
 from holdfast.model import Model
 from holdfast.record import Outcome
-from holdfast.threat import Access
+from holdfast.threat import Access, Domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,30 @@ def test_a_refused_claim_is_counted_and_only_a_larger_one_is_tried_again():
         assert one.outcome is Outcome.SURVIVED
         assert one.rejected == 2
         assert (one.forward, one.backward) == (4 + 2, 4)
+
+
+def claims_on_a_random_model(wins: list[bool]) -> list[int]:
+    """The queries after which a claim is made that is always refused."""
+    x, y = torch.full((1, 1), 0.45), torch.zeros(1, dtype=torch.int64)
+    allowed = holdfast.parse_threat("linf:0.3").bind(x, Domain())
+    problem = Problem(x, y, y - 1, allowed, Rng.from_seed(0), torch.zeros(1, 2))
+    tally, claims = fresh([Job(0, 0)], problem, y - 1, False), []
+    for query, win in enumerate(wins, 1):
+        answer = Answer(torch.tensor([[0.0, 2.0 * win - 1.0]]), torch.zeros(1), torch.zeros(1))
+        tally = watched(replace(tally, queries=tally.queries + 1), answer)
+        if bool(is_due(tally, len(wins))):
+            claims.append(query)
+            tally.rejected[0] += 1
+            tally.waited[0] = 0
+    return claims
+
+
+def test_claims_on_a_random_model_wait_twice_as_long_after_every_refusal():
+    assert claims_on_a_random_model([True] * 60) == [1, 9, 25, 57, 60]
+
+
+def test_a_random_model_that_is_rarely_fooled_is_left_alone():
+    assert claims_on_a_random_model([False] * 3 + [False, False, True] * 12) == []
 
 
 def test_an_accepted_claim_ends_its_job_and_pays_for_its_replay():

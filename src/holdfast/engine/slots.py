@@ -19,7 +19,7 @@ from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
-from holdfast.engine.tally import Tally, counted, fresh, has_spent, kept
+from holdfast.engine.tally import Tally, counted, fresh, has_spent, is_due, kept, watched
 from holdfast.model import Model
 from holdfast.record import Outcome
 from holdfast.rows import join, take
@@ -153,7 +153,9 @@ class Slots:
         lane.tally, answer = counted(lane.tally, answer, paid, counts)
         if self.rules.keep_best:
             lane.tally = kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
-        claims = self._claims(lane.tally, answer)
+        if self.model.is_random:
+            lane.tally = watched(lane.tally, answer)
+        claims = self._claims(lane, answer)
         lane.state = lane.attack.tell(lane.state, answer)
         over = lane.state.finished | (lane.tally.queries >= lane.attack.max_queries)
         paid = query.passes(self.model.draws)  # at least, for the next one
@@ -173,11 +175,13 @@ class Slots:
     def _is_minimal(self, lane: _Lane) -> bool:
         return lane.attack.card.is_minimal and not self.rules.stop_when_fooled
 
-    def _claims(self, tally: Tally, answer: Answer) -> Tensor:
+    def _claims(self, lane: _Lane, answer: Answer) -> Tensor:
         """Which rows fool the model by this answer; a refused one only with a larger margin.
 
-        Where the search rounds coarsely, so do those that are within its rounding of it.
+        Where the search rounds coarsely, so do those that are within its rounding of it. A random
+        model's are those that :func:`is_due` lets through.
         """
+        tally = lane.tally
         if not self.rules.stop_when_fooled:
             return torch.zeros_like(tally.y, dtype=torch.bool)
         size = goal_margin(answer.logits, tally.y, tally.goal)
@@ -185,6 +189,8 @@ class Slots:
         if self.model.tuning.precision != "float32":
             unit = ROUNDING[self.model.tuning.precision]
             fools = fools | (size > -unit * answer.logits.abs().amax(1))
+        if self.model.is_random:
+            return fools & is_due(tally, lane.attack.max_queries)
         return fools & (size > tally.refused_margin)
 
     def _judged(
@@ -208,6 +214,7 @@ class Slots:
         tally.rejected[refused] += 1
         size = goal_margin(answer.logits, tally.y, tally.goal)
         tally.refused_margin[refused] = size[refused]
+        tally.waited[refused] = 0
         accepted[rows] = found.accepted
         pairs = zip(rows.tolist(), found.points, found.logits, strict=True)
         return accepted, {row: (point, logits) for row, point, logits in pairs}

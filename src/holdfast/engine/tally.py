@@ -15,6 +15,9 @@ from holdfast.engine.judge import reached
 from holdfast.rows import like
 from holdfast.threat import AllowedSet
 
+_MEMORY = 0.8  # of the running share of answers that fooled a random model
+_FIRST_WAIT = 8  # queries after a refused claim on a random model; doubled by every further one
+
 
 @dataclass(frozen=True, slots=True)
 class Tally:
@@ -36,6 +39,8 @@ class Tally:
     max_forward: Tensor
     best: Tensor
     best_score: Tensor
+    recent: Tensor
+    waited: Tensor
 
 
 def fresh(jobs: Sequence[Job], problem: Problem, goal: Tensor, keeps_best: bool) -> Tally:
@@ -60,6 +65,8 @@ def fresh(jobs: Sequence[Job], problem: Problem, goal: Tensor, keeps_best: bool)
         max_forward=torch.tensor([job.max_forward for job in jobs], device=y.device),
         best=x.clone() if keeps_best else x.new_empty(len(x), 0),
         best_score=low.clone(),
+        recent=torch.full_like(low, 0.5),
+        waited=zero.clone(),
     )
 
 
@@ -98,6 +105,25 @@ def counted(
         confidence=tally.confidence.fmin(log_p.exp()),
     )
     return tally, answer
+
+
+def watched(tally: Tally, answer: Answer) -> Tally:
+    """The running share of answers of a random model that fooled it."""
+    fools = reached(answer.logits, tally.y, tally.goal).float()
+    recent = _MEMORY * tally.recent + (1 - _MEMORY) * fools
+    return replace(tally, recent=recent, waited=tally.waited + 1)
+
+
+def is_due(tally: Tally, max_queries: int) -> Tensor:
+    """Whether a random model was fooled so often of late that a claim is worth its many draws.
+
+    Margins of random answers do not compare, so that a lucky one must not bar those after it; but
+    whoever claims at every step wins some by luck. So each refusal doubles the wait for the next
+    claim, until the last query.
+    """
+    wait = _FIRST_WAIT * 2.0 ** (tally.rejected - 1)
+    is_time = (tally.rejected == 0) | (tally.waited >= wait) | (tally.queries >= max_queries)
+    return is_time & (tally.recent > 0.5)
 
 
 def has_spent(tally: Tally, paid: tuple[int, int]) -> Tensor:

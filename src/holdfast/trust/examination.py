@@ -182,9 +182,8 @@ def _picked(context: Context, probe: Probe, found: Sequence[tuple[str, Doubt]]) 
         return []
     found = [(name, _with_surrogate(context, probe, doubt)) for name, doubt in found]
     directory = str(context.journal.directory)
-    picked = chosen(probe, candidates(found, context.model.is_random, directory))
-    is_short = context.plan.trust == "reroute"
-    return [candidate for candidate in picked if candidate.way is not None or not is_short]
+    routes_only = context.plan.trust == "reroute" or not context.model.has_gradients
+    return chosen(probe, candidates(found, context.model.is_random, directory, routes_only))
 
 
 def _with_surrogate(context: Context, probe: Probe, doubt: Doubt) -> Doubt:

@@ -12,6 +12,9 @@ from holdfast.trust.probe import Probe
 from holdfast.trust.routes import route
 from holdfast.trust.softened import words
 
+WIDTHS = (1.0, 0.25, 0.06, 0.015)
+"""Of the smooth steps that are tried: where units compete, wide ones let too many pass."""
+
 
 @final
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class HardSteps(Check):
             return None
         text = f"the model contains {words(operators)}, whose gradient is zero, undefined or beside"
         text += " the point"
-        remedies = (straight_through(operators), straight_through(operators, 1.0))
+        remedies = tuple(straight_through(operators, width) for width in WIDTHS)
         return Doubt(text, {"n_steps": float(len(operators))}, remedies)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from holdfast.trust.base import Check, CheckCard, Doubt
 from holdfast.trust.probe import Probe
@@ -36,5 +36,7 @@ class Randomness(Check):
         size = first.std().clamp_min(1e-12)
         share = float((first - second).abs().mean() / size)
         text = "the model answers at random, so that a gradient, and an answer, is one of many"
-        remedy = {"name": "expectation", "draws": self.draws}
-        return Doubt(text, {"relative_difference": share}, (remedy,))
+        remedies: tuple[dict[str, Any], ...] = ({"name": "expectation", "draws": self.draws},)
+        if not probe.is_counting:
+            remedies += ({"name": "annealed"},)
+        return Doubt(text, {"relative_difference": share}, remedies)

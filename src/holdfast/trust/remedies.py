@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from holdfast import registry
+from holdfast.attacks.annealed import Annealed
+from holdfast.attacks.base import Attack
 from holdfast.attacks.pgd import PGD
 from holdfast.engine.cascade import Step
 from holdfast.errors import ModelCrash
@@ -21,73 +23,90 @@ _FEW = 16
 _ALMOST = 0.15  # of the way that the best route is ahead
 _MOST = 2  # routes that are used on all samples
 _CHEAP = 2  # forward passes per step, up to which a route also gets the targeted attacks
+_ANNEALING = 100  # steps of its trial
+_AGAIN = 2  # restarts of the annealed search, where restarts are asked for
+_LONGER = 3  # times as many steps as other attacks in its stage
 _CERTAIN = ("zero_gradients", "hard_steps", "inner_solver", "randomness", "saturated_softmax")
 """Checks that are acted on even where a short trial gains nothing."""
+_SEARCHES = ("annealed", "restarts")
+"""Remedies that are attacks of another kind, not routes."""
 
 Written = dict[str, Any]
+Reach = tuple[float, float]
+"""Share fooled, then the mean of the largest margins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A route that may help.
+    """A route that may help, or another way to search.
 
     Attributes:
-        route: As :func:`holdfast.trust.routes.route` reads it; ``restarts`` is no route.
+        route: As :func:`holdfast.trust.routes.route` reads it; empty: the model's own gradients.
         because: The checks that ask for it.
         directory: The run's, for routes with files.
+        search: ``annealed`` or ``restarts``; empty: the attacks that other routes get, too.
+        restarts: Of the annealed search.
     """
 
     route: Written
     because: tuple[str, ...]
     directory: str = ""
+    search: str = ""
+    restarts: int = 1
 
     def cost(self, draws: int) -> int:
         """Passes per step; a substitute's own count as well, so that it is the second choice."""
         own = sum(self.way.cost(draws, 1)) if self.way else 2 * draws
-        return own + 2 * ("surrogate" in json.dumps(self.route))
+        length = _LONGER if self.search == "annealed" else 1
+        return length * own + 2 * ("surrogate" in json.dumps(self.route))
 
     @property
     def way(self) -> Way | None:
         """The route itself."""
-        return (
-            None
-            if self.route["name"] == "restarts"
-            else route(directory=self.directory, **self.route)
-        )
+        return route(directory=self.directory, **self.route) if self.route else None
+
+    @property
+    def family(self) -> str:
+        """What it does in the end: noise smooths a surface at one step or over many."""
+        return "neighbours" if self.search == "annealed" else str(self.route.get("name"))
+
+    def trial(self) -> Attack:
+        """A short attack."""
+        return Annealed(steps=_ANNEALING) if self.search == "annealed" else _trial()
 
 
 def candidates(
-    doubts: Sequence[tuple[str, Doubt]], is_random: bool, directory: str
+    doubts: Sequence[tuple[str, Doubt]], is_random: bool, directory: str, routes_only: bool = False
 ) -> list[Candidate]:
-    """Every route that a doubt asks for, once; and the combinations that stand to reason.
+    """Every remedy that a doubt asks for, once; ``routes_only``: no other searches.
 
-    Averages over neighbours are taken of the smooth stand-ins where there are any, and every route
-    through a random model averages over its answers.
+    Every route through a random model averages over its answers; its own noise is enough.
     """
     wanted: dict[str, tuple[Written, list[str]]] = {}
-    plain = [r for _, d in doubts for r in d.remedies]
-    smooth = next((r for r in plain if r["name"] == "straight_through"), None)
-    draws = next((r["draws"] for r in plain if r["name"] == "expectation"), None)
+    draws = next(
+        (r["draws"] for _, d in doubts for r in d.remedies if r["name"] == "expectation"), None
+    )
     for check, doubt in doubts:
         for remedy in doubt.remedies:
-            for written in _combined(remedy, smooth):
-                if is_random and remedy["name"] == "neighbours":
-                    continue  # the model's own noise smooths it
-                if is_random and draws and written["name"] not in ("expectation", "restarts"):
-                    written = {"name": "expectation", "draws": draws, "inner": written}
-                key = json.dumps(written, sort_keys=True)
-                wanted.setdefault(key, (written, []))[1].append(check)
-    return [Candidate(written, tuple(because), directory) for written, because in wanted.values()]
+            name = remedy["name"]
+            if (is_random and name == "neighbours") or (routes_only and name in _SEARCHES):
+                continue
+            written = remedy
+            if is_random and draws and name not in ("expectation", *_SEARCHES):
+                written = {"name": "expectation", "draws": draws, "inner": remedy}
+            key = json.dumps(written, sort_keys=True)
+            wanted.setdefault(key, (written, []))[1].append(check)
+    return [_candidate(written, tuple(because), directory) for written, because in wanted.values()]
 
 
-def _combined(remedy: Written, smooth: Written | None) -> list[Written]:
-    if remedy["name"] == "neighbours" and smooth is not None:
-        return [remedy, {**remedy, "inner": smooth}]
-    return [remedy]
+def _candidate(written: Written, because: tuple[str, ...], directory: str) -> Candidate:
+    if written["name"] in _SEARCHES:
+        return Candidate({}, because, directory, written["name"])
+    return Candidate(written, because, directory)
 
 
 def chosen(probe: Probe, found: Sequence[Candidate]) -> list[Candidate]:
-    """The routes that got furthest in a short attack on a few samples, best first.
+    """The remedies that got furthest in a short attack on a few samples, best first.
 
     Where none gets further than the model's own gradients, those that certain checks ask for are
     used all the same: one of them, the furthest.
@@ -95,47 +114,79 @@ def chosen(probe: Probe, found: Sequence[Candidate]) -> list[Candidate]:
     if not found:
         return []
     few = probe.few(_FEW)
-    own = _reach(few.attacked(_trial()))
-    reached = [(c, _reached(few, c)) for c in found if c.route["name"] != "restarts"]
-    tried = sorted(((c, r) for c, r in reached if r is not None), key=lambda pair: pair[1])[::-1]
-    better = [pair for pair in tried if _is_further(pair[1], own)]
+    own = {name: _reach(few.attacked(attack)) for name, attack in _own(found)}
+    pairs = _tried(few, found)
+    pairs += _tried(few, list(_combined([c for c, _ in pairs])))
+    tried = sorted(pairs, key=lambda pair: pair[1])[::-1]
+    better = [pair for pair in tried if _is_further(pair[1], own[pair[0].search])]
     if not better:
         better = [p for p in tried if any(check in _CERTAIN for check in p[0].because)][:1]
-    restarts = [c for c in found if c.route["name"] == "restarts"]
-    return _thrifty(better, own, probe.model.draws)[:_MOST] + restarts
+    picked = _thrifty(better, own[""], probe.model.draws)[:_MOST]
+    return picked + [_restarted(c, picked) for c in found if c.search == "restarts"]
 
 
-def _thrifty(
-    tried: Sequence[tuple[Candidate, tuple[float, float]]], own: tuple[float, float], draws: int
-) -> list[Candidate]:
-    """The cheapest of those that get almost as far as the best; then the best."""
+def _restarted(restarts: Candidate, picked: Sequence[Candidate]) -> Candidate:
+    """Restarts of the search that got furthest, where that is one by noise."""
+    best = next((c for c in picked if c.search == "annealed"), None)
+    if best is None:
+        return restarts
+    return Candidate(best.route, restarts.because, best.directory, "annealed", _AGAIN)
+
+
+def _own(found: Sequence[Candidate]) -> Iterator[tuple[str, Attack]]:
+    """What the model's own gradients are tried with: as many steps as the remedy."""
+    yield "", _trial()
+    if any(c.search == "annealed" for c in found):
+        yield "annealed", PGD(steps=_ANNEALING, loss="margin")
+
+
+def _tried(few: Probe, found: Sequence[Candidate]) -> list[tuple[Candidate, Reach]]:
+    """Furthest first."""
+    reached = [(c, _reached(few, c)) for c in found if c.search != "restarts"]
+    return sorted(((c, r) for c, r in reached if r is not None), key=lambda pair: pair[1])[::-1]
+
+
+def _combined(tried: Sequence[Candidate]) -> Iterator[Candidate]:
+    """Noise around the smooth stand-ins that got furthest, where there are any.
+
+    Many small steps profit from narrower ones than a few large steps do, so they try two.
+    """
+    smooth = [c.route for c in tried if c.route.get("name") == "straight_through"]
+    for c in tried if smooth else ():
+        if c.search == "annealed":
+            yield from (Candidate(s, c.because, c.directory, c.search) for s in smooth[:2])
+        elif c.route["name"] == "neighbours":
+            yield Candidate({**c.route, "inner": smooth[0]}, c.because, c.directory)
+
+
+def _thrifty(tried: Sequence[tuple[Candidate, Reach]], own: Reach, draws: int) -> list[Candidate]:
+    """The cheapest of those that get almost as far as the best; then the best of other families."""
     if not tried:
         return []
     share, margin = tried[0][1]
     slack = _ALMOST * abs(margin - own[1])
     close = [c for c, (s, m) in tried if s >= share - _ALMOST and m >= margin - slack]
     cheapest = min(close, key=lambda c: c.cost(draws))
-    return [cheapest, *(c for c, _ in tried if c.route["name"] != cheapest.route["name"])]
+    return [cheapest, *(c for c, _ in tried if c.family != cheapest.family)]
 
 
 def _trial() -> PGD:
     return PGD(steps=PATH_STEPS, loss="margin")
 
 
-def _reached(few: Probe, candidate: Candidate) -> tuple[float, float] | None:
-    """How far a route gets; None where the model cannot run by it."""
+def _reached(few: Probe, candidate: Candidate) -> Reach | None:
+    """How far a remedy gets; None where the model cannot run by it."""
     try:
-        return _reach(few.attacked(_trial(), candidate.way))
+        return _reach(few.attacked(candidate.trial(), candidate.way))
     except (ModelCrash, RuntimeError, TypeError, ValueError):
         return None
 
 
-def _reach(path: Path) -> tuple[float, float]:
-    """Share fooled, then the mean of the largest margins."""
+def _reach(path: Path) -> Reach:
     return float((path.best > 0).float().mean()), float(path.best.mean())
 
 
-def _is_further(reach: tuple[float, float], own: tuple[float, float]) -> bool:
+def _is_further(reach: Reach, own: Reach) -> bool:
     return reach[0] > own[0] or (reach[0] == own[0] and reach[1] > own[1] + 0.05 * abs(own[1]))
 
 
@@ -157,11 +208,14 @@ def stages(probe: Probe, picked: Sequence[Candidate], first: int, norm: str) -> 
 
 def _attacks(probe: Probe, candidate: Candidate, norm: str) -> list[tuple[str, dict[str, Any]]]:
     name = "pgd" if norm == "l0" else "apgd"
+    if candidate.search == "annealed":
+        again = {"restarts": candidate.restarts} if candidate.restarts > 1 else {}
+        return [("annealed", {"steps": _LONGER * 100, **again})]
     loss = "ce" if "rescaled" in json.dumps(candidate.route) else "margin"
-    if candidate.way is None:
+    if candidate.search == "restarts":
         return [(name, {"loss": loss, "steps": 100, "restarts": 5})]
     found: list[tuple[str, dict[str, Any]]] = [(name, {"loss": loss, "steps": 100})]
-    forward, _ = candidate.way.cost(probe.model.draws, 1)
+    forward, _ = candidate.way.cost(probe.model.draws, 1) if candidate.way else (1, 1)
     n_targets = min(9, probe.model.n_classes - 1)
     if forward <= _CHEAP and n_targets > 1 and not bool((probe.goal >= 0).any()):
         found.append((name, {"loss": "dlr", "steps": 100, "n_targets": n_targets}))

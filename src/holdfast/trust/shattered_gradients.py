@@ -60,11 +60,15 @@ class ShatteredGradients(Check):
 
 
 def neighbours(probe: Probe, draws: int = 8) -> tuple[dict[str, Any], ...]:
-    """Routes that average over neighbours at two distances; none without samples to try them."""
+    """Averages over neighbours at two distances, or over many noisy steps.
+
+    None without samples to try them.
+    """
     if not len(probe):
         return ()
     sizes = (_half_width(probe, 1 / 4), _half_width(probe, 1 / 16))
-    return tuple({"name": "neighbours", "draws": draws, "size": size} for size in sizes)
+    routes = tuple({"name": "neighbours", "draws": draws, "size": size} for size in sizes)
+    return routes if probe.is_counting else (*routes, {"name": "annealed"})
 
 
 def _half_width(probe: Probe, share: float) -> float:
