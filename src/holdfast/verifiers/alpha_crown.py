@@ -20,12 +20,19 @@ from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
 from holdfast.graphs.shapes import flattened
 from holdfast.verifiers.crown import Cuts, State, pull_back
-from holdfast.verifiers.element_slopes import RATE, SMALLEST, adam_step, keeps_rows, sharpened
+from holdfast.verifiers.element_slopes import (
+    MOMENTUM,
+    RATE,
+    SMALLEST,
+    adam_step,
+    keeps_rows,
+    sharpened,
+)
 from holdfast.verifiers.propagation import loose_for, padded_index, plan_refinement
 from holdfast.verifiers.regions import Region
 
-# Step sizes and momentum of the two searches for rows that are asked for.
-RATES, MOMENTUM = (0.2, 0.5), 0.7
+# Step sizes of the searches for rows that are asked for.
+RATES = (0.1, 0.3, 0.8)
 
 
 @final
@@ -134,10 +141,10 @@ def optimise(
     return _named(names, best), best_value
 
 
-def optimise_twice(
+def optimise_rows(
     graph: Graph, start: int, A: Tensor, state: State, region: Region, steps: int
 ) -> Choices:
-    """The better of a slow and a fast search from the default choices, row by row.
+    """The best of a slow, a middling and a fast search from the default choices, row by row.
 
     The bound is piecewise smooth in the choices, and which step size comes closest to its best
     within few steps differs from row to row.
@@ -244,7 +251,7 @@ def _optimised_bound(
         low_state = low_precision(state)
         choices = default_choices(quick, low_state, start, A.shape[1])
         args = (quick, start, A.float(), low_state, low_region, choices)
-        choices, _ = optimise(*args, steps=steps, rate=RATE)
+        choices, _ = optimise(*args, steps=steps, rate=RATE, momentum=MOMENTUM)
     exact = choices.map(lambda t: t.to(A.dtype))
     bound = pull_back(graph, start, A, state, parameters=exact.parameters, rounding=state.rounds)
     return region.minimum(bound.A) + bound.constant

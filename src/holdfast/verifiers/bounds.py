@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
 from holdfast.graphs.torch_capture import capture
-from holdfast.verifiers.alpha_crown import low_precision, optimise_twice, sharpen
+from holdfast.verifiers.alpha_crown import low_precision, optimise_rows, sharpen
 from holdfast.verifiers.crown import State, pull_back
 from holdfast.verifiers.elision import elided
 from holdfast.verifiers.hull import lifted
@@ -175,7 +175,7 @@ def _optimised(
     with torch.no_grad():
         quick, low = graph.to(torch.float32), low_precision(state)
         args = (quick, start, A.float(), low, region.to(torch.float32))
-        choices = optimise_twice(*args, steps)
+        choices = optimise_rows(*args, steps)
     chosen = choices.map(lambda t: t.to(A.dtype)).parameters
     bound = pull_back(graph, start, A, state, parameters=chosen, rounding=rounding)
     return region.minimum(bound.A) + bound.constant, chosen

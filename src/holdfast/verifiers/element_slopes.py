@@ -5,6 +5,9 @@ Slopes are sought in low precision; what counts is the bound evaluated with them
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -16,9 +19,10 @@ from holdfast.verifiers.elements import Elements
 from holdfast.verifiers.propagation import relaxes_rows
 from holdfast.verifiers.regions import Region
 
-RATE = 0.5
-"""Step size where slopes start from their defaults; twenty steps then cross the whole range."""
-
+RATE, MOMENTUM = 0.3, 0.7
+"""Of Adam where slopes start from their defaults: few steps have to cross the whole range."""
+ROUND, LEAST_GAIN = 5, 1e-3
+"""Rows of which neither side rose by this share of their range within so many steps are left."""
 
 SMALLEST = 1e-30
 """Where second moments begin, so that elements without any gradient stay where they are."""
@@ -69,39 +73,82 @@ def _searched(elements: Elements, pairs: Tensor, steps: int) -> dict[int, Tensor
     elements.choose(best)
     with torch.no_grad():
         best_value = elements.least(pairs)
-    current = {i: t.clone() for i, t in best.items()}
-    first = {i: torch.zeros_like(t) for i, t in best.items()}
-    second = {i: torch.full_like(t, SMALLEST) for i, t in best.items()}
-    for step in range(1, steps + 1 if best else 0):
-        with torch.enable_grad():
-            leaves = {i: t.requires_grad_(True) for i, t in current.items()}
-            elements.choices = dict(leaves)
-            value = elements.least(pairs)
-            gradients = torch.autograd.grad(
-                value.sum(), list(leaves.values()), materialize_grads=True
-            )
-        with torch.no_grad():
-            if step > 1:
-                best_value = _kept(best, leaves, best_value, value)
-            for (i, t), gradient in zip(leaves.items(), gradients, strict=True):
-                size = RATE * 0.98 ** (step - 1)
-                moved = adam_step(t.detach(), gradient, first[i], second[i], step, size)
-                current[i] = moved.clamp_(0.0, 1.0)
+    box, at = elements.state.boxes[elements.start], (pairs[:, 0], pairs[:, 1])
+    worth = LEAST_GAIN * (flattened(box.upper)[at] - flattened(box.lower)[at]).unsqueeze(1)
+    active = torch.arange(len(pairs), device=pairs.device)
+    climb = _Climb.begin(best)
+    for begin in range(0, steps if best else 0, ROUND):
+        before = best_value[active]
+        for step in range(begin + 1, min(begin + ROUND, steps) + 1):
+            found, value = climb.step(elements, pairs[active], step)
+            _keep(best, best_value, active, found, value)
+        gains = (best_value[active] - before > worth[active]).any(1)
+        if begin + ROUND < steps and not bool(gains.all()):
+            active, climb = active[gains], climb.rows(gains)
+            elements.choose(climb.current)
+        if not len(active):
+            return best
     with torch.no_grad():
-        elements.choices = dict(current)
-        _kept(best, current, best_value, elements.least(pairs))
+        elements.choices = dict(climb.current)
+        _keep(best, best_value, active, climb.current, elements.least(pairs[active]))
     return best
 
 
-def _kept(
-    best: dict[int, Tensor], new: dict[int, Tensor], best_value: Tensor, value: Tensor
-) -> Tensor:
-    """Puts the choices of the rows that improved into ``best``; returns the best values."""
-    better = value > best_value
+@dataclass(slots=True)
+class _Climb:
+    """Choices on their way up with both moments of Adam, each ``(q, r, 2, *window)`` by node."""
+
+    current: dict[int, Tensor]
+    first: dict[int, Tensor]
+    second: dict[int, Tensor]
+
+    @classmethod
+    def begin(cls, choices: dict[int, Tensor]) -> Self:
+        return cls(
+            {i: t.clone() for i, t in choices.items()},
+            {i: torch.zeros_like(t) for i, t in choices.items()},
+            {i: torch.full_like(t, SMALLEST) for i, t in choices.items()},
+        )
+
+    def step(
+        self, elements: Elements, pairs: Tensor, step: int
+    ) -> tuple[dict[int, Tensor], Tensor]:
+        """The choices before the step and their values ``(r, 2)``."""
+        leaves = {i: t.requires_grad_(True) for i, t in self.current.items()}
+        elements.choices = dict(leaves)
+        with torch.enable_grad():
+            value = elements.least(pairs)
+            objective = value.sum()
+        gradients = torch.autograd.grad(objective, list(leaves.values()), materialize_grads=True)
+        size = RATE * 0.98 ** (step - 1)
+        with torch.no_grad():
+            self.current = {
+                i: adam_step(
+                    t.detach(), g, self.first[i], self.second[i], step, size, MOMENTUM
+                ).clamp_(0, 1)
+                for (i, t), g in zip(leaves.items(), gradients, strict=True)
+            }
+        return {i: t.detach() for i, t in leaves.items()}, value.detach()
+
+    def rows(self, mask: Tensor) -> _Climb:
+        """The rows ``(r,)`` that go on."""
+        parts = (self.current, self.first, self.second)
+        return _Climb(*({i: t[:, mask] for i, t in part.items()} for part in parts))
+
+
+def _keep(
+    best: dict[int, Tensor],
+    best_value: Tensor,
+    rows: Tensor,
+    new: dict[int, Tensor],
+    value: Tensor,
+) -> None:
+    """Puts choices and values of the sides of ``rows`` that improved in place of the best."""
+    better = value > best_value[rows]
+    best_value[rows] = torch.where(better, value, best_value[rows])
     for i, t in new.items():
         mask = better.reshape(1, *better.shape, *[1] * (t.dim() - 3))
-        best[i].lerp_(t.detach(), mask.to(t.dtype))
-    return torch.where(better, value.detach(), best_value)
+        best[i][:, rows] = torch.where(mask, t, best[i][:, rows])
 
 
 def adam_step(
@@ -111,7 +158,7 @@ def adam_step(
     second: Tensor,
     step: int,
     size: float,
-    momentum: float = 0.9,
+    momentum: float,
 ) -> Tensor:
     """A step of Adam upwards (Kingma & Ba, 2015); updates both moments in place.
 
