@@ -243,3 +243,6 @@ def test_a_start_takes_the_place_of_the_warm_up():
     short = replace(attack, effort=0.94)  # 0.95 of the margin is left at the start
     state = short.init(problem)
     assert short.tell(state, answered(Ramp(1.0), short.ask(state))).finished.all()
+    patient = replace(attack, stall=0.5)  # only a round can stall
+    state = patient.init(problem)
+    assert not patient.tell(state, answered(Ramp(1.0), patient.ask(state))).finished.any()

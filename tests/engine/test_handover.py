@@ -217,3 +217,20 @@ def test_equal_margins_leave_the_first_point(monkeypatch):
     ]
     Attacking._hand_over(attacking, ended)
     assert kept == [(7, -0.9)]
+
+
+def test_a_point_that_was_not_written_whole_is_cut_off(tmp_path):
+    context = SimpleNamespace(
+        data=SimpleNamespace(shape=(2,)),
+        model=SimpleNamespace(device=torch.device("cpu"), access=Access.GRADIENTS),
+        plan=Plan(threats=(EPS,), stages=({"attack": "pgd"},)),
+        journal=SimpleNamespace(directory=tmp_path),
+    )
+    threat, point = parse_threat(EPS), torch.tensor([0.1, 0.2])
+    Handover(context, threat).write(0, -1.0, point)
+    with FILE(tmp_path, EPS).open("ab") as file:
+        file.write(b"\1" * 7)
+    Handover(context, threat).write(1, -2.0, 2 * point)
+    (first, second) = Handover(context, threat).read([(0, -1.0), (1, -2.0)])
+    assert torch.equal(first, point)
+    assert torch.equal(second, 2 * point)
