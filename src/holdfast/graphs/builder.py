@@ -40,10 +40,31 @@ class Layered(tuple[Ref, ...]):
     __slots__ = ()
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A value whose batch axis was moved, as between ``permute`` and ``select``.
+
+    Attributes:
+        ref: One sample of it, in the order of the other axes.
+        at: The framework's axis that is the batch.
+    """
+
+    ref: Ref
+    at: int
+
+
 Value = Any  # Ref | Tensor | number | None | list of these, as the framework passes it
 Build = Callable[["Call"], Any]
 _ONNX: dict[str, Build] = {}
 _ATEN: dict[str, Build] = {}
+_BATCH_ANYWHERE: set[Build] = set()
+
+
+def batch_anywhere(build: Build) -> Build:
+    """Marks a function that also takes a value whose batch axis was moved."""
+    _BATCH_ANYWHERE.add(build)
+    return build
 
 
 def onnx(*names: str) -> Callable[[Build], Build]:
@@ -64,6 +85,43 @@ def known(kind: str) -> Mapping[str, Build]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return _ONNX if kind == "onnx" else _ATEN
+
+
+def is_variable(value: Value) -> bool:
+    """Whether a value depends on the input."""
+    return isinstance(value, (Ref, Moved))
+
+
+def framework_shape(value: Ref | Moved) -> tuple[int, ...]:
+    """Shape for a single sample, batch axis included."""
+    if isinstance(value, Ref):
+        return (1, *value.shape)
+    return (*value.ref.shape[: value.at], 1, *value.ref.shape[value.at :])
+
+
+def leaves(tree: Any) -> list[Any]:
+    """What lists and dictionaries of arguments hold."""
+    if isinstance(tree, Mapping):
+        return [leaf for v in tree.values() for leaf in leaves(v)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for v in tree for leaf in leaves(v)]
+    return [tree]
+
+
+def built(build: Build, call: Call) -> Value:
+    """What a function makes of a call.
+
+    Raises:
+        GraphError: the batch axis was moved, and the function needs it in front.
+    """
+    given = leaves((list(call.args), call.attributes))
+    moved = next((v for v in given if isinstance(v, Moved)), None)
+    if moved is not None and build not in _BATCH_ANYWHERE:
+        raise call.error(
+            f"its argument has the batch as axis {moved.at}; permute it to the front, or take one "
+            "element of the axes before it, first"
+        )
+    return build(call)
 
 
 @contextmanager
@@ -165,6 +223,11 @@ class Call:
             raise self.error(f"argument {position} is a constant where a variable is expected")
         return value
 
+    def variable(self, position: int = 0) -> Ref | Moved:
+        """The same, wherever its batch axis is."""
+        value = self.args[position]
+        return value if isinstance(value, Moved) else self.ref(position)
+
     def constant(self, position: int, name: str = "") -> Tensor | None:
         """The value at a position as a tensor, which must not depend on the input."""
         value = self.get(position, name)
@@ -191,16 +254,47 @@ class Call:
             raise self.error(f"axis {axis} is the batch axis; samples must not be mixed")
         return position - 1
 
-    def move(self, rearrange: Callable[[Tensor], Tensor], ref: Ref) -> Ref:
+    def move(self, rearrange: Callable[[Tensor], Tensor], value: Ref | Moved) -> Ref:
         """Append any rearrangement of elements, found by applying it to their positions."""
+        found = self.moved(lambda p: [rearrange(p)], value)[0]
+        if isinstance(found, Moved):
+            raise self.error(f"moves the batch axis to position {found.at}")
+        return found
+
+    def moved(
+        self, rearrange: Callable[[Tensor], Sequence[Tensor]], value: Ref | Moved
+    ) -> list[Ref | Moved]:
+        """The same for operators with several results, wherever the batch axis ends up."""
         from holdfast.graphs.operators.take import take
 
+        ref = value if isinstance(value, Ref) else value.ref
         count = torch.Size(ref.shape).numel()
-        positions = rearrange(torch.arange(count).reshape(1, *ref.shape))
-        if positions.shape[:1] != (1,):
-            raise self.error(f"changes the batch axis (shape {tuple(positions.shape)})")
-        return take(self, ref, positions[0])
+        if isinstance(value, Ref):
+            results = rearrange(torch.arange(count).reshape(1, *ref.shape))
+            if all(p.shape[:1] == (1,) for p in results):
+                return [take(self, ref, p[0]) for p in results]
+        at = 0 if isinstance(value, Ref) else value.at
+        both = rearrange(torch.arange(2 * count).reshape(2, *ref.shape).movedim(0, at))
+        places = [_batch_axis(p, count) for p in both]
+        if None in places:
+            raise self.error(f"mixes the batch axis (shape {tuple(both[0].shape)} for two samples)")
+        refs = [
+            take(self, ref, p.select(d, 0))
+            for p, d in zip(both, places, strict=True)
+            if d is not None
+        ]
+        return [Moved(r, d) if d else r for r, d in zip(refs, places, strict=True)]
 
     def error(self, why: str) -> GraphError:
         """An error that names this call."""
         return GraphError(f"{self.name!r} at {self.place!r}: {why}")
+
+
+def _batch_axis(positions: Tensor, count: int) -> int | None:
+    """The axis along which the second of two samples follows the first, or None."""
+    for axis, size in enumerate(positions.shape):
+        if size == 2:
+            first, second = positions.unbind(axis)
+            if bool((first < count).all()) and torch.equal(second, first + count):
+                return axis
+    return None

@@ -11,7 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.graphs.builder import Builder, Call, Ref, known, readable
+from holdfast.graphs.builder import (
+    Builder,
+    Call,
+    Ref,
+    built,
+    framework_shape,
+    is_variable,
+    known,
+    readable,
+)
 from holdfast.graphs.errors import GraphError, UnsupportedOperatorError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.simplify import simplify
@@ -199,16 +208,16 @@ def _read_node(
     node: NodeProto, place: str, values: dict[str, Any], builder: Builder, opset: int
 ) -> None:
     args = [values.get(name) if name else None for name in node.input]
-    if not any(isinstance(a, Ref) for a in args):
+    if not any(is_variable(a) for a in args):
         results: Any = _evaluate(node, list(args))
     elif node.op_type == "Shape":
-        results = torch.tensor([1, *values[node.input[0]].shape])
+        results = torch.tensor(framework_shape(values[node.input[0]]))
     else:
         build = known("onnx").get(node.op_type)
         if build is None:
             raise UnsupportedOperatorError(node.op_type, place)
         attributes = {**_attributes(node), "n_outputs": len(node.output)}
-        results = build(Call(node.op_type, args, attributes, builder, place, opset))
+        results = built(build, Call(node.op_type, args, attributes, builder, place, opset))
     results = results if isinstance(results, list) else [results]
     values.update(zip(node.output, results, strict=False))
 

@@ -13,7 +13,17 @@ from torch import Tensor, nn
 from torch.export.exported_program import default_decompositions
 
 from holdfast.graphs.batch_first import batch_first
-from holdfast.graphs.builder import Builder, Call, Layered, Ref, known, readable
+from holdfast.graphs.builder import (
+    Builder,
+    Call,
+    Layered,
+    Ref,
+    built,
+    is_variable,
+    known,
+    leaves,
+    readable,
+)
 from holdfast.graphs.errors import GraphError, UnsupportedOperatorError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.simplify import simplify
@@ -186,7 +196,7 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], builder: Builde
         return args[0][args[1]]
     if getattr(target, "_schema", None) and target._schema.name.split("::")[-1] in _CHECKS:
         return None
-    if not any(isinstance(v, Ref) for v in _leaves((args, attributes))):
+    if not any(is_variable(v) for v in leaves((args, attributes))):
         return target(*args, **attributes)
     name = (
         target.__name__ if not hasattr(target, "_schema") else target._schema.name.split("::")[-1]
@@ -197,7 +207,7 @@ def _call(node: torch.fx.Node, values: dict[torch.fx.Node, Any], builder: Builde
     if build is None:
         raise UnsupportedOperatorError(name, place)
     with readable(name, place):
-        return build(Call(name, args, attributes, builder, place))
+        return built(build, Call(name, args, attributes, builder, place))
 
 
 def _layer(name: str, args: Any, place: str) -> Any:
@@ -213,14 +223,6 @@ def _layer(name: str, args: Any, place: str) -> Any:
         f"{name!r} at {place!r}: the states of all layers come before the batch; take one of them, "
         "for example the last: h_n[-1]"
     )
-
-
-def _leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, dict):
-        return [leaf for v in tree.values() for leaf in _leaves(v)]
-    if isinstance(tree, (list, tuple)):
-        return [leaf for v in tree for leaf in _leaves(v)]
-    return [tree]
 
 
 def _place(node: torch.fx.Node) -> str:

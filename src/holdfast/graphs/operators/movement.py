@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from holdfast.graphs.builder import Call, Ref, Value, aten, onnx
+from holdfast.graphs.builder import Call, Moved, Ref, Value, aten, batch_anywhere, onnx
 from holdfast.graphs.operators.take import take
 
 
@@ -42,11 +44,12 @@ from holdfast.graphs.operators.take import take
     "swapaxes",
     "rot90",
 )
-def rearrange(call: Call) -> Ref:
+@batch_anywhere
+def rearrange(call: Call) -> Ref | Moved:
     """Any rearrangement ATen knows, applied to the positions themselves."""
     operator = getattr(torch.ops.aten, call.name)
     rest = list(call.args[1:])
-    return call.move(lambda p: operator(p, *rest, **call.attributes), call.ref())
+    return call.moved(lambda p: [operator(p, *rest, **call.attributes)], call.variable())[0]
 
 
 @aten("im2col")
@@ -61,15 +64,12 @@ def patches(call: Call) -> Ref:
 
 
 @aten("split", "split_with_sizes", "chunk", "unbind", "tensor_split")
-def pieces(call: Call) -> list[Ref]:
+@batch_anywhere
+def pieces(call: Call) -> list[Ref | Moved]:
     """Several rearrangements at once."""
-    ref = call.ref()
     operator = getattr(torch.ops.aten, call.name)
-    positions = torch.arange(torch.Size(ref.shape).numel()).reshape(1, *ref.shape)
-    parts = operator(positions, *call.args[1:], **call.attributes)
-    if any(p.shape[0] != 1 for p in parts):
-        raise call.error("splits the batch axis")
-    return [take(call, ref, p[0]) for p in parts]
+    rest = call.args[1:]
+    return call.moved(lambda p: operator(p, *rest, **call.attributes), call.variable())
 
 
 @aten("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d")
@@ -138,29 +138,33 @@ def onnx_pad(call: Call) -> Ref:
 
 
 @onnx("Transpose")
-def onnx_transpose(call: Call) -> Ref:
+@batch_anywhere
+def onnx_transpose(call: Call) -> Ref | Moved:
     """Permutes axes; reversed by default."""
-    ref = call.ref()
-    axes = call.ints(9, "perm", list(reversed(range(len(ref.shape) + 1))))
-    return call.move(lambda p: p.permute(axes), ref)
+    axes = call.ints(9, "perm")
+    return call.moved(lambda p: [p.permute(axes or [*reversed(range(p.dim()))])], call.variable())[
+        0
+    ]
 
 
 @onnx("Squeeze", "Unsqueeze")
-def onnx_squeeze(call: Call) -> Ref:
+@batch_anywhere
+def onnx_squeeze(call: Call) -> Ref | Moved:
     """Drops or adds axes of length one."""
-    ref = call.ref()
-    axes = call.ints(1, "axes")
-    if call.name == "Squeeze":
-        axes = [a % (len(ref.shape) + 1) for a in axes]
-        axes = axes or [i + 1 for i, s in enumerate(ref.shape) if s == 1]
-        return call.move(lambda p: p.squeeze(tuple(a for a in axes if a)), ref)
+    value, axes = call.variable(), call.ints(1, "axes")
+    batch = value.at if isinstance(value, Moved) else 0
+
+    def squeeze(p: Tensor) -> Tensor:
+        dropped = [a % p.dim() for a in axes] or [i for i, s in enumerate(p.shape) if s == 1]
+        return p.squeeze(tuple(a for a in dropped if a != batch))
 
     def unsqueeze(p: Tensor) -> Tensor:
         for a in sorted(a % (p.dim() + len(axes)) for a in axes):
             p = p.unsqueeze(a)
         return p
 
-    return call.move(unsqueeze, ref)
+    change = squeeze if call.name == "Squeeze" else unsqueeze
+    return call.moved(lambda p: [change(p)], value)[0]
 
 
 @onnx("Slice")
@@ -186,9 +190,10 @@ def _end(end: int, step: int) -> int | None:
 
 
 @onnx("Gather")
-def onnx_gather(call: Call) -> Ref:
+@batch_anywhere
+def onnx_gather(call: Call) -> Ref | Moved:
     """Picks constant indices along an axis."""
-    ref, index = call.ref(), call.constant(1)
+    value, index = call.variable(), call.constant(1)
     assert index is not None
     axis = int(call.attributes.get("axis", 0))
 
@@ -198,7 +203,7 @@ def onnx_gather(call: Call) -> Ref:
         shape = (*p.shape[:a], *index.shape, *p.shape[a + 1 :])
         return p.index_select(a, flat).reshape(shape)
 
-    return call.move(pick, ref)
+    return call.moved(lambda p: [pick(p)], value)[0]
 
 
 @onnx("Expand", "Tile")
@@ -211,19 +216,18 @@ def onnx_expand(call: Call) -> Ref:
 
 
 @onnx("Split")
-def onnx_split(call: Call) -> list[Ref]:
+@batch_anywhere
+def onnx_split(call: Call) -> list[Ref | Moved]:
     """Splits along an axis into given or equal parts."""
-    ref = call.ref()
-    axis = int(call.attributes.get("axis", 0))
-    length = (1, *ref.shape)[axis]
-    sizes = call.ints(1, "split")
-    if not sizes:
+    axis, sizes = int(call.attributes.get("axis", 0)), call.ints(1, "split")
+
+    def split(p: Tensor) -> Sequence[Tensor]:
+        if sizes:
+            return p.split(sizes, axis)
         count = int(call.attributes.get("num_outputs", call.attributes["n_outputs"]))
-        part = -(-length // count)
-        sizes = [min(part, length - i * part) for i in range(count)]
-    call.axis(axis, ref)
-    positions = torch.arange(torch.Size(ref.shape).numel()).reshape(1, *ref.shape)
-    return [take(call, ref, p[0]) for p in positions.split(sizes, axis)]
+        return p.split(-(-p.shape[axis] // count), axis)
+
+    return call.moved(split, call.variable())
 
 
 @onnx("Resize", "Upsample")

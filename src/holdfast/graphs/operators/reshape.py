@@ -9,7 +9,7 @@ from typing import ClassVar, final
 
 from torch import Tensor
 
-from holdfast.graphs.builder import Call, Ref, aten, onnx
+from holdfast.graphs.builder import Call, Moved, Ref, aten, batch_anywhere, onnx
 from holdfast.graphs.operator import Affine, Box, Pulled
 
 
@@ -97,6 +97,7 @@ def flatten(call: Call) -> Ref:
     "lift_fresh_copy",
     "native_dropout",
 )
-def identity(call: Call) -> Ref:
+@batch_anywhere
+def identity(call: Call) -> Ref | Moved:
     """Nothing happens in evaluation mode."""
-    return call.ref()
+    return call.variable()
