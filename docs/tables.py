@@ -346,6 +346,7 @@ _RESULTS: dict[str, dict[str, str]] = {
         "first number": "first_number",
         "robust accuracy": "robust_accuracy",
         "undefended": "undefended_robust_accuracy",
+        "told of the defence": "adaptive",
         "verdict": "verdict",
         "because": "because",
         "passes: checks, attacks": "passes",
