@@ -158,6 +158,10 @@ def _claims() -> list[tuple[str, str, str]]:
         )
     if proofs := load("verify_images_mnist_convex"):
         claims.extend(_between_proof_and_attack(row, proofs["command"]) for row in proofs["rows"])
+    if properties := load("verify_vnn"):
+        claims.append(_decided(properties["rows"]))
+    if bounds := load("bounds"):
+        claims.append(_beside_auto_lirpa(bounds["rows"]))
     if hardened := load("harden"):
         rows = sorted(hardened["rows"], key=lambda row: row["case"])
         claims.extend(
@@ -181,6 +185,28 @@ def _between_proof_and_attack(row: dict[str, Any], command: str) -> tuple[str, s
     seconds = row["bounds_cpu_s"] + row["attack_cpu_s"] + row["search_cpu_s"]
     value = f"{row['verified']:.2%} to {row['not_broken']:.2%} in {seconds:.0f} CPU-seconds"
     return what, value, command
+
+
+def _decided(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """How many properties of the verification competition were decided on one core."""
+    parts = [f"{r['benchmark']} {r['solved']} of {r['instances']}" for r in rows]
+    wrong = sum(r["n_wrong"] for r in rows)
+    what = "verification competition's properties decided on one core, CPU"
+    command = "python benchmarks/verify_vnn.py BENCHMARK --cpu"
+    return what, f"{', '.join(parts)}; {wrong} wrong", command
+
+
+def _beside_auto_lirpa(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
+    """Seconds of CROWN and of optimised slopes as shares of auto_LiRPA's."""
+    spans = []
+    for method, key, how in (
+        ("crown", "ratio_float32", "CROWN, both float32"),
+        ("alpha-crown", "ratio", "alpha-CROWN, ours with rounding charged"),
+    ):
+        ratios = [r[key] for r in rows if r["method"] == method and r.get(key)]
+        spans.append(f"{how}: {min(ratios):.2f} to {max(ratios):.2f} on {len(ratios)} networks")
+    what = "CPU-seconds of bounds as a share of auto_LiRPA's"
+    return what, "; ".join(spans), "python benchmarks/bounds.py --auto-lirpa DIR --write"
 
 
 def _over_all_networks(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
