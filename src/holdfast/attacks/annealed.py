@@ -2,7 +2,7 @@
 
 Where a surface is rough (fast waves, units that switch) or the model answers at random, one
 gradient says little of the slope at the attacker's scale. Averages over many gradients per step do
-(:mod:`holdfast.trust.routes.neighbours`), but most of them are paid for at points that the next
+(``holdfast.trust.routes.neighbours``), but most of them are paid for at points that the next
 step leaves. Here every step pays for one gradient, at a noisy copy of the iterate, and many small
 steps do the averaging. As the noise shrinks, the search passes from the smoothed surface to the
 surface itself, where it climbs what is left of the roughness.
