@@ -40,6 +40,19 @@ def test_noise_and_steps_shrink_to_nothing():
     assert moved[0] == pytest.approx(0.025, rel=1e-3)
 
 
+def test_steps_shrink_where_gradients_keep_turning():
+    attack = Annealed(steps=40, momentum=0.0)
+    state, moved = attack.init(problem()), []
+    for step in range(41):
+        gradient = torch.full((N, DIM), 1.0 - 2.0 * (step % 2))
+        after = attack.tell(state, Answer(torch.zeros(N, 2), torch.zeros(N), gradient))
+        moved.append(float((after.x - state.x).abs().max()))
+        state = after
+    assert moved[0] == pytest.approx(0.025, rel=1e-3)
+    assert moved[20] == pytest.approx(0.005, rel=1e-2)
+    assert moved[40] == pytest.approx(0.001, rel=1e-2)
+
+
 def reached(attack) -> float:
     """Mean of the last points along the slope of a rippled plane: 1 is the set's far corner."""
     slope = torch.where(torch.arange(DIM) % 2 == 0, 1.0, -1.0)

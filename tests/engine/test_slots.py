@@ -15,7 +15,7 @@ from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Quer
 from holdfast.engine.jobs import Job
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import Rules, Slots
-from holdfast.engine.tally import fresh, is_due, watched
+from holdfast.engine.tally import fresh, is_due, refuse, watched
 from holdfast.model import Model
 from holdfast.record import Outcome
 from holdfast.threat import Access, Domain
@@ -104,8 +104,7 @@ def claims_on_a_random_model(wins: list[bool]) -> list[int]:
         tally = watched(replace(tally, queries=tally.queries + 1), answer)
         if bool(is_due(tally, len(wins))):
             claims.append(query)
-            tally.rejected[0] += 1
-            tally.waited[0] = 0
+            refuse(tally, torch.tensor([0]), torch.zeros(1))
     return claims
 
 

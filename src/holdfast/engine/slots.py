@@ -19,7 +19,7 @@ from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
-from holdfast.engine.tally import Tally, counted, fresh, has_spent, is_due, kept, watched
+from holdfast.engine.tally import Tally, counted, fresh, has_spent, is_due, kept, refuse, watched
 from holdfast.model import Model
 from holdfast.record import Outcome
 from holdfast.rows import join, take
@@ -210,11 +210,7 @@ class Slots:
         known = answer.logits[rows] if is_plain else None
         found = judge(self.model, query.points[rows], allowed, y, goal, self.rules.quantise, known)
         tally.forward[rows] += found.forward
-        refused = rows[~found.accepted]
-        tally.rejected[refused] += 1
-        size = goal_margin(answer.logits, tally.y, tally.goal)
-        tally.refused_margin[refused] = size[refused]
-        tally.waited[refused] = 0
+        refuse(tally, rows[~found.accepted], goal_margin(answer.logits, tally.y, tally.goal))
         accepted[rows] = found.accepted
         pairs = zip(rows.tolist(), found.points, found.logits, strict=True)
         return accepted, {row: (point, logits) for row, point, logits in pairs}

@@ -126,6 +126,13 @@ def is_due(tally: Tally, max_queries: int) -> Tensor:
     return is_time & (tally.recent > 0.5)
 
 
+def refuse(tally: Tally, rows: Tensor, margins: Tensor) -> None:
+    """Note that claims of ``rows``, with these margins ``(n,)``, were not accepted."""
+    tally.rejected[rows] += 1
+    tally.refused_margin[rows] = margins[rows]
+    tally.waited[rows] = 0
+
+
 def has_spent(tally: Tally, paid: tuple[int, int]) -> Tensor:
     """Whether one more query would go over the job's budget."""
     forward = tally.forward + paid[0]
