@@ -56,6 +56,25 @@ def home_of(modules: Sequence[nn.Module]) -> tuple[torch.device, torch.dtype]:
     return device, next(floats, torch.float32)
 
 
+def usable_device(wanted: str | torch.device) -> torch.device:
+    """The device of this name, if this machine can use it.
+
+    Raises:
+        ModelError: where it does not exist here; the message lists those that do.
+    """
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        reason = str(error).partition("\n")[0]
+        why = "" if reason.startswith("Expected one of") else f" ({reason})"  # a list of all names
+        raise ModelError(
+            f"The device {str(wanted)!r} cannot be used here{why}. Available: {', '.join(known)}."
+        ) from None
+    return device
+
+
 def described(f: Any) -> str:
     """What reports call a model that was given no name."""
     if isinstance(f, nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ from torch import nn
 
 from holdfast.data import Data, as_data
 from holdfast.engine.run import run
-from holdfast.errors import PlanError
+from holdfast.errors import PlanError, ThreatError
 from holdfast.events import Event
 from holdfast.model import Model
-from holdfast.plan import Budget, DataSpec, ModelSpec, Plan, Stage
-from holdfast.threat import Access, Threat, parse_threat
+from holdfast.plan import Budget, DataSpec, ModelSpec, Plan, Stage, cascades, checked, stages_of
+from holdfast.threat import Access, Threat, parse_access, parse_threat
 
 if TYPE_CHECKING:
     from holdfast.reports.report import Report
@@ -93,25 +93,26 @@ def audit(
     described = ModelSpec(source=model) if isinstance(model, str) else ModelSpec()
     wrapped = _model(model, device, batch_size, access)
     threats = _threats(threat)
-    plan = Plan(
-        model=described,
-        data=DataSpec(source=data if isinstance(data, str) else "", n=n),
-        threats=tuple(t.describe() for t in threats),
-        target=target,
-        access=Access(access) if access is not None else wrapped.access,
-        **_stages(cascade),
-        seed=seed,
-        budget=Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
-        quantise=quantise,  # type: ignore[arg-type]
-        precision=precision,  # type: ignore[arg-type]
-        verify=verify,  # type: ignore[arg-type]
-        trust=trust,  # type: ignore[arg-type]
-        curve_steps=curve_steps,
-        batch_size=batch_size,
-        device=device,
-        workers=workers,
-        threads=threads,
-    )
+    with checked("The options"):
+        plan = Plan(
+            model=described,
+            data=DataSpec(source=data if isinstance(data, str) else "", n=n),
+            threats=tuple(t.describe() for t in threats),
+            target=target,
+            access=parse_access(access) if access is not None else wrapped.access,
+            **_stages(cascade),
+            seed=seed,
+            budget=Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
+            quantise=quantise,  # type: ignore[arg-type]
+            precision=precision,  # type: ignore[arg-type]
+            verify=verify,  # type: ignore[arg-type]
+            trust=trust,  # type: ignore[arg-type]
+            curve_steps=curve_steps,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            threads=threads,
+        )
     directory = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     for event in run(plan, wrapped, as_data(data, n), directory, threats):
         if on_event is not None:
@@ -137,13 +138,28 @@ def _model(
 
 
 def _threats(given: Threat | str | Sequence[Threat | str]) -> tuple[Threat, ...]:
-    several = [given] if isinstance(given, (str, Threat)) else list(given)
+    several = (
+        [given]
+        if isinstance(given, (str, Threat))
+        else list(given)
+        if isinstance(given, Iterable)
+        else [given]
+    )
     if not several:
         raise PlanError("No threat was given. Give at least one, e.g. 'linf:8/255'.")
+    if wrong := [t for t in several if not isinstance(t, (str, Threat))]:
+        raise ThreatError(
+            f"{wrong[0]!r} is no threat. Give one as text, e.g. 'linf:8/255', or a threat object."
+        )
     return tuple(parse_threat(t) if isinstance(t, str) else t for t in several)
 
 
 def _stages(cascade: str | Sequence[Stage | dict[str, Any]]) -> dict[str, Any]:
-    if isinstance(cascade, str):
-        return {"cascade": cascade}
-    return {"cascade": "custom", "stages": tuple(Stage.model_validate(s) for s in cascade)}
+    if isinstance(cascade, (str, Path)):
+        return {"cascade": str(cascade)}
+    if not isinstance(cascade, (list, tuple)) or not cascade:
+        raise PlanError(
+            f"{cascade!r} is no cascade. Give a name ({', '.join(cascades())}), the path of a TOML "
+            "file, or at least one stage, e.g. [{'attack': 'pgd', 'steps': 40}]."
+        )
+    return {"cascade": "custom", "stages": stages_of(cascade, "the cascade")}

@@ -31,10 +31,10 @@ from holdfast._running import (
     split,
     tf32,
 )
-from holdfast._wrapping import described, home_of, modules_of, normalisation
+from holdfast._wrapping import described, home_of, modules_of, normalisation, usable_device
 from holdfast.attacks.base import Answer, Query
 from holdfast.errors import HoldfastError, ModelCrash, ModelError
-from holdfast.threat import Access, Domain
+from holdfast.threat import Access, Domain, parse_access
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 _CPU_CALL_ELEMENTS = 2**18  # input numbers per call that keep a CPU's caches and cores busy
@@ -87,12 +87,14 @@ class Model:
         self.domain = domain if isinstance(domain, Domain) else Domain(*domain)
         self.mean, self.std = normalisation(mean, std)
         home, self.dtype = home_of(self.modules)
-        self.device = torch.device(device) if device is not None else home
-        self.access = Access(access) if access is not None else Access.GRADIENTS
+        self.device = usable_device(device) if device is not None else home
+        self.access = parse_access(access) if access is not None else Access.GRADIENTS
         self.head = Head(n_classes=n_classes or 0)
         if head is not None and head not in HEADS:
             raise ModelError(f"Unknown head {head!r}. Use one of: {', '.join(HEADS)}.")
         self._given_head = head
+        if batch_size is not None and batch_size < 1:
+            raise ModelError(f"batch_size is {batch_size}; give at least 1 input, or None.")
         self.batch_size = batch_size
         self.block = RowBlock()
         self.tuning = Tuning()

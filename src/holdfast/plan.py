@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import tomllib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -219,11 +221,11 @@ class Plan(BaseModel):
             PlanError: with the line or the field that is wrong.
         """
         try:
-            return cls.model_validate(tomllib.loads(text))
+            content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise PlanError(f"{name} is not valid TOML: {error}.") from None
-        except ValidationError as error:
-            raise PlanError(f"{name} cannot be used:\n{explain(error)}") from None
+        with checked(name):
+            return cls.model_validate(content)
 
     @classmethod
     def load(cls, path: Path) -> Plan:
@@ -239,9 +241,37 @@ def explain(error: ValidationError) -> str:
     """Pydantic's findings, one line each: where, what, and the value seen."""
     lines = []
     for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"]) or "the plan"
-        lines.append(f"  {place}: {item['msg']} (seen: {item['input']!r})")
+        place = ".".join(str(part) for part in item["loc"])
+        place = f"  {place}: " if place else "  "
+        text = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{place}{text} (seen: {item['input']!r})")
     return "\n".join(lines)
+
+
+@contextmanager
+def checked(name: str) -> Iterator[None]:
+    """Within this, what pydantic finds wrong is told in our words.
+
+    Raises:
+        PlanError: that ``name`` cannot be used, with every finding.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise PlanError(f"{name} cannot be used:\n{explain(error)}") from None
+
+
+def stages_of(cascade: Iterable[Any], name: str) -> tuple[Stage, ...]:
+    """Stages from tables, or as they are.
+
+    Raises:
+        PlanError: which stage of ``name`` is wrong, and how.
+    """
+    found = []
+    for number, stage in enumerate(cascade, 1):
+        with checked(f"Stage {number} of {name}"):
+            found.append(Stage.model_validate(stage))
+    return tuple(found)
 
 
 def cascades() -> dict[str, str]:
@@ -276,6 +306,12 @@ def load_cascade(name: str) -> tuple[Stage, ...]:
     else:
         raise PlanError(f"Unknown cascade {name!r}. Available: {', '.join(known)}, or a TOML file.")
     try:
-        return tuple(Stage.model_validate(stage) for stage in tomllib.loads(text)["stage"])
-    except (tomllib.TOMLDecodeError, KeyError, ValidationError) as error:
-        raise PlanError(f"The cascade {name} cannot be used: {error}") from None
+        tables = tomllib.loads(text)["stage"]
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"The cascade {name} is not valid TOML: {error}.") from None
+    except KeyError:
+        raise PlanError(
+            f"The cascade {name} has no stages. Write at least one [[stage]] table, "
+            'e.g. attack = "pgd".'
+        ) from None
+    return stages_of(tables, f"the cascade {name}")

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import GraphError, ModelError, ThreatError
+from holdfast.errors import GraphError, ModelError, PlanError, ThreatError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.torch_capture import Trace, capture, trace
 from holdfast.model import Model
@@ -64,10 +64,10 @@ def bounds(
     Raises:
         GraphError: the model cannot be captured, or has an operator without bounds.
         ThreatError: the threat is not a norm ball.
-        ValueError: unknown method, or inputs outside the domain.
+        InputError: unknown method, or inputs outside the domain.
     """
     if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
+        raise PlanError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
     ball = _ball(threat)
     graph = as_graph(model, x).to(torch.float64, x.device)
     low, high = _domain(model, domain).tensors(x.double())
@@ -77,7 +77,7 @@ def bounds(
     m = graph.nodes[-1].size
     C = torch.eye(m) if C is None else C
     if C.shape[-1] != m:
-        raise ValueError(f"C has {C.shape[-1]} columns; the network has {m} outputs")
+        raise PlanError(f"C has {C.shape[-1]} columns; the network has {m} outputs")
     rows = C.to(region.hull().lower).expand(len(x), *C.shape[-2:])
     parts = [
         bounds_over(graph, region.rows(part), rows[part], method, steps)
@@ -116,17 +116,17 @@ def certified_radius(
 
     Raises:
         GraphError: the model cannot be captured, or has an operator without bounds.
-        ValueError: unknown norm or method, or inputs outside the domain.
+        InputError: unknown norm or method, or inputs outside the domain.
     """
     graph = as_graph(model, x).to(torch.float64, x.device)
     if norm not in ("linf", "l2", "l1", "l0"):
-        raise ValueError(f"norm {norm!r} is unknown; allowed: linf, l2, l1, l0")
+        raise PlanError(f"norm {norm!r} is unknown; allowed: linf, l2, l1, l0")
     if method == "lipschitz":
         from holdfast.verifiers.lipschitz import lipschitz_radius
 
         return lipschitz_radius(graph, x.double(), y, norm)
     if method not in METHODS:
-        raise ValueError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}, lipschitz")
+        raise PlanError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}, lipschitz")
     low, high = _domain(model, domain).tensors(x.double())
     search = Search(method, tolerance)
     if method == "alpha-crown" and start is None:
@@ -148,7 +148,7 @@ def smooth(
             :class:`SmoothedModel`.
 
     Raises:
-        ValueError: an option out of range.
+        InputError: an option out of range.
     """
     if isinstance(model, Model):
         return SmoothedModel(model.logits, sigma, **options)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from holdfast.engine.random import Rng
-from holdfast.errors import DataError, ThreatError
+from holdfast.errors import DataError, PlanError, ThreatError
 
 
 class Access(StrEnum):
@@ -25,6 +25,21 @@ class Access(StrEnum):
         """Whether an attack that needs ``needed`` can run with this access."""
         order = [Access.LABELS, Access.SCORES, Access.GRADIENTS]
         return order.index(self) >= order.index(needed)
+
+
+def parse_access(text: Access | str) -> Access:
+    """The access that a text like ``scores`` names.
+
+    Raises:
+        PlanError: for any other text; the message lists those that exist.
+    """
+    try:
+        return Access(text)
+    except ValueError:
+        known = ", ".join(access.value for access in Access)
+        raise PlanError(
+            f"Unknown access {text!r}. What the attacker sees is one of: {known}."
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)

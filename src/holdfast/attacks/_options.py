@@ -12,8 +12,8 @@ def require_at_least(attack: str, **options: tuple[float, float]) -> None:
         PlanError: naming the option, the value seen and the smallest allowed.
     """
     for name, (value, smallest) in options.items():
-        if not value >= smallest:
-            raise PlanError(f"{attack}: {name} is {value}; it must be at least {smallest}.")
+        if not isinstance(value, (int, float)) or not value >= smallest:
+            raise PlanError(f"{attack}: {name} is {value!r}; it must be at least {smallest}.")
 
 
 def require_schedule(attack: str, queries: int, restarts: int, p_init: float) -> None:

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from holdfast.errors import PlanError
-from holdfast.plan import Budget, Plan, explain
+from holdfast.plan import Budget, Plan, checked
 from holdfast.threat import parse_threat
 
 _ACCESS = {"gradient": "gradients", "score": "scores", "label": "labels", "decision": "labels"}
@@ -37,10 +35,8 @@ def make_plan(base: Plan | None, given: Mapping[str, Any]) -> Plan:
     if given.get("cascade") is not None:
         content["stages"] = ()
     _check_complete(content)
-    try:
+    with checked("The options"):
         plan = Plan.model_validate(content)
-    except ValidationError as error:
-        raise PlanError(f"These options cannot be used:\n{explain(error)}") from None
     for threat in plan.threats:
         parse_threat(threat)
     assert plan.resolved_stages

@@ -60,6 +60,7 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
     for i, stage in enumerate(stages):
         attack = registry.attack(stage.attack, **stage.options)
         card = attack.card
+        _check_norms(i, stage)
         if (stage.norms and norm not in stage.norms) or (
             stage.access and access not in stage.access
         ):
@@ -83,6 +84,16 @@ def fitting(stages: Sequence[Stage], norm: str, access: Access) -> tuple[list[St
             "('holdfast list attacks' shows what each one needs)."
         )
     return steps, findings
+
+
+def _check_norms(number: int, stage: Stage) -> None:
+    """A stage for a norm that nobody knows would never run, and nobody would notice."""
+    known = sorted(frozenset().union(*(kind.card.norms for kind in registry.attacks().values())))
+    if unknown := [name for name in stage.norms if name not in known]:
+        raise PlanError(
+            f"Stage {number + 1} of the cascade ({stage.attack}) is for the norm {unknown[0]!r}, "
+            f"which no attack knows. Norms: {', '.join(known)}."
+        )
 
 
 def _starts_at_best(stage: Stage, attack: Attack) -> bool:

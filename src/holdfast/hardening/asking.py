@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from holdfast import registry
@@ -20,7 +19,7 @@ from holdfast.hardening import augment, network
 from holdfast.hardening.samples import Samples, Store, gather, n_shared, with_extra
 from holdfast.hardening.settings import Settings
 from holdfast.model import Model
-from holdfast.plan import explain
+from holdfast.plan import checked
 from holdfast.record import Finding
 from holdfast.threat import Access, Threat
 
@@ -129,6 +128,10 @@ def _check_bounds(ask: Ask) -> None:
         )
     if ask.epochs is not None and not ask.epochs > 0:
         raise PlanError(f"The number of epochs is {ask.epochs:g}; give one above 0.")
+    if ask.n_audit is not None and ask.n_audit < 1:
+        raise PlanError(f"n_audit is {ask.n_audit}; give at least 1 sample, or audit=False.")
+    if not isinstance(ask.seed, int):
+        raise PlanError(f"The seed is {ask.seed!r}; give a whole number.")
 
 
 def _check_settings(ask: Ask) -> None:
@@ -136,10 +139,8 @@ def _check_settings(ask: Ask) -> None:
     unknown = [name for name in ask.settings if name not in known]
     if unknown:
         raise PlanError(f"Unknown setting {unknown[0]!r}. Settings: {', '.join(known)}.")
-    try:
+    with checked("The settings"):
         Settings(**ask.settings)
-    except ValidationError as error:
-        raise PlanError(f"These settings cannot be used:\n{explain(error)}") from None
 
 
 def _check_recipe(recipe: Recipe | None, threats: tuple[Threat, ...]) -> None:

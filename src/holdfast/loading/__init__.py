@@ -101,19 +101,11 @@ def _device(wanted: str | None) -> str | None:
     """``wanted`` if it exists here; the GPU, if there is one, for None."""
     import torch
 
-    has_cuda = torch.cuda.is_available()
+    from holdfast._wrapping import usable_device
+
     if wanted is None:
-        return "cuda" if has_cuda else None
-    try:
-        device = torch.device(wanted)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        first = str(error).partition("\n")[0]
-        raise ModelError(
-            f"The device {wanted!r} cannot be used here ({first}). Available: {', '.join(known)}."
-        ) from None
-    return str(device)
+        return "cuda" if torch.cuda.is_available() else None
+    return str(usable_device(wanted))
 
 
 def _check_file(path: Path, suffix: str, weights: str | None) -> None:

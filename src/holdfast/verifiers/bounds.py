@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from holdfast.errors import DataError, PlanError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.operator import Box
 from holdfast.graphs.torch_capture import capture
@@ -66,10 +67,10 @@ def bounds(
 
     Raises:
         GraphError: The network cannot be captured.
-        ValueError: Inputs outside the domain, negative ``eps``, unknown norm or method.
+        InputError: Inputs outside the domain, negative ``eps``, unknown norm or method.
     """
     if method not in (*METHODS, "interval"):
-        raise ValueError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
+        raise PlanError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
     graph = network if isinstance(network, Graph) else capture(network, x, fold=False)
     graph = graph.to(dtype, x.device)
     low, high = domain or (-torch.inf, torch.inf)
@@ -142,11 +143,11 @@ def margins(y: Tensor, n_classes: int) -> Tensor:
     A single logit is the margin of class 1 over class 0: its rows are ``(n, 1, 1)``.
 
     Raises:
-        ValueError: A class that the network does not have.
+        InputError: A class that the network does not have.
     """
     if len(y) and not 0 <= int(y.min()) <= int(y.max()) < max(2, n_classes):
         wrong = y[(y < 0) | (y >= max(2, n_classes))][0]
-        raise ValueError(
+        raise DataError(
             f"y contains class {int(wrong)}; allowed: 0 to {max(2, n_classes) - 1}, as the network "
             f"has {n_classes} output{'s' if n_classes > 1 else ''}"
         )
@@ -162,7 +163,7 @@ def _rows(graph: Graph, C: Tensor | None, n: int, dtype: torch.dtype) -> Tensor:
     m = graph.nodes[-1].size
     C = torch.eye(m) if C is None else C
     if C.shape[-1] != m:
-        raise ValueError(f"C has {C.shape[-1]} columns; the network has {m} outputs")
+        raise PlanError(f"C has {C.shape[-1]} columns; the network has {m} outputs")
     C = C.to(dtype)
     return C.expand(n, *C.shape) if C.dim() == 2 else C
 

@@ -76,7 +76,7 @@ def certify(
 
     Raises:
         GraphError: The network cannot be captured.
-        ValueError: Inputs outside the domain, negative ``eps`` or unknown norm.
+        InputError: Inputs outside the domain, negative ``eps`` or unknown norm.
     """
     graph = network if isinstance(network, Graph) else capture(network, x, fold=False)
     C = margins(y, graph.nodes[-1].size)

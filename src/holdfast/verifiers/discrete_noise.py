@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from holdfast.errors import DataError, PlanError
+
 SLACK = 1e-9
 """Over 1/2, for rounding of the regions' probabilities."""
 
@@ -35,7 +37,7 @@ class DiscreteNoise(ABC):
         """Noisy copies ``(n, *shape)`` of one input ``(*shape)``.
 
         Raises:
-            ValueError: the input is not of the kind that this noise is for.
+            DataError: the input is not of the kind that this noise is for.
         """
 
     @abstractmethod
@@ -83,7 +85,7 @@ class Ablation(DiscreteNoise):
     def __post_init__(self) -> None:
         """Something has to be shown."""
         if self.keep < 1:
-            raise ValueError(f"keep must be at least 1, got {self.keep}")
+            raise PlanError(f"keep must be at least 1, got {self.keep}")
 
     def n_elements(self, x: Tensor) -> int:
         """Pixels, or elements."""
@@ -93,7 +95,7 @@ class Ablation(DiscreteNoise):
         """The same number of elements is shown in every copy."""
         size = self.n_elements(x)
         if self.keep > size:
-            raise ValueError(f"keep is {self.keep}, but an input has {size} elements")
+            raise PlanError(f"keep is {self.keep}, but an input has {size} elements")
         order = torch.rand(n, size, generator=generator, device=x.device).argsort(1)
         shown = torch.zeros(n, size, dtype=torch.bool, device=x.device)
         shown.scatter_(1, order[:, : self.keep], True)
@@ -130,10 +132,10 @@ class Categories(DiscreteNoise):
     def __post_init__(self) -> None:
         """An element must be likelier to stay than to become any one other value."""
         if len(self.values) < 2 or list(self.values) != sorted(set(self.values)):
-            raise ValueError("values must be at least two different numbers, ascending")
+            raise PlanError("values must be at least two different numbers, ascending")
         others = len(self.values) - 1
         if not 0 < self.change < others / (others + 1):
-            raise ValueError(
+            raise PlanError(
                 f"change must lie between 0 and {others / (others + 1):g} for {others + 1} values, "
                 f"got {self.change}"
             )
@@ -175,7 +177,7 @@ class Flips(DiscreteNoise):
     def __post_init__(self) -> None:
         """Noisy copies must still tell the input."""
         if not (self.add > 0 and self.delete > 0 and self.add + self.delete < 1):
-            raise ValueError(
+            raise PlanError(
                 f"add and delete must be positive and sum up to less than 1, got {self.add} and "
                 f"{self.delete}"
             )
@@ -211,13 +213,13 @@ def _nearest(x: Tensor, values: Tensor) -> Tensor:
     """Indices of the values that elements have.
 
     Raises:
-        ValueError: an element has none of them.
+        DataError: an element has none of them.
     """
     middles = (values[1:] + values[:-1]) / 2
     index = torch.bucketize(x.contiguous(), middles)
     odd = (values[index] - x).abs() > 1e-4 * (values[1:] - values[:-1]).min()
     if bool(odd.any()):
-        raise ValueError(
+        raise DataError(
             f"an input has the value {float(x[odd][0]):.6g}, which is not among the "
             f"{len(values)} values that this noise is for"
         )

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, Self, final
 import torch
 from torch import Tensor
 
+from holdfast.errors import DataError, ThreatError
 from holdfast.graphs.operator import Box, dot
 from holdfast.graphs.shapes import flattened
 from holdfast.graphs.window import Window
@@ -266,16 +267,16 @@ def threat_region(
         upper: Greatest value of the domain.
 
     Raises:
-        ValueError: ``x`` lies outside its domain, ``eps`` is negative or the norm unknown.
+        InputError: ``x`` lies outside its domain, ``eps`` is negative or the norm unknown.
     """
     low, high = (
         torch.as_tensor(b, dtype=x.dtype, device=x.device).expand_as(x) for b in (lower, upper)
     )
     radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
     if bool((radius < 0).any()):
-        raise ValueError(f"eps must be >= 0; got {float(radius.min())}")
+        raise ThreatError(f"eps must be >= 0; got {float(radius.min())}")
     if bool(((x < low) | (x > high)).any()):
-        raise ValueError(
+        raise DataError(
             f"inputs range from {float(x.min())} to {float(x.max())}, outside their domain "
             f"[{float(low.min())}, {float(high.max())}]; give their range as "
             "domain=(least, greatest)"
@@ -284,5 +285,5 @@ def threat_region(
         width = radius.reshape(-1, *[1] * (x.dim() - 1))
         return BoxRegion(torch.maximum(low, x - width), torch.minimum(high, x + width))
     if norm not in ("l2", "l1", "l0"):
-        raise ValueError(f"norm {norm!r} is unknown; allowed: linf, l2, l1, l0")
+        raise ThreatError(f"norm {norm!r} is unknown; allowed: linf, l2, l1, l0")
     return BallRegion(x, radius, norm, low, high)

@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, betaincinv, ndtri
 from torch import Tensor, nn
 
+from holdfast.errors import DataError, ModelError, PlanError
 from holdfast.verifiers.discrete_noise import DiscreteNoise
 
 Array = NDArray[np.float64]
@@ -120,17 +121,17 @@ class SmoothedModel:
     def __post_init__(self) -> None:
         """Refuse options that would make a certificate meaningless."""
         if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"sigma must be positive and finite, got {self.sigma}")
+            raise PlanError(f"sigma must be positive and finite, got {self.sigma}")
         if not isinstance(self.noise, DiscreteNoise) and self.noise not in ("gaussian", "uniform"):
-            raise ValueError(
+            raise PlanError(
                 "noise must be 'gaussian', 'uniform' or a DiscreteNoise (Ablation, Categories, "
                 f"Flips), got {self.noise!r}"
             )
         if not 0 < self.alpha < 0.5:
-            raise ValueError(f"alpha must lie between 0 and 1/2, got {self.alpha}")
+            raise PlanError(f"alpha must lie between 0 and 1/2, got {self.alpha}")
         for name in ("n0", "n", "batch"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise PlanError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def norm(self) -> str:
@@ -206,7 +207,7 @@ class SmoothedModel:
     def _rows(self, x: Tensor, samples: Sequence[int] | None) -> tuple[range, Iterator[_Votes]]:
         numbers = range(len(x)) if samples is None else samples
         if len(numbers) != len(x):
-            raise ValueError(f"{len(x)} inputs but {len(numbers)} sample numbers")
+            raise DataError(f"{len(x)} inputs but {len(numbers)} sample numbers")
         rows = (_Votes(self, one, number) for one, number in zip(x, numbers, strict=True))
         return range(len(x)), rows
 
@@ -232,10 +233,10 @@ class _Votes:
                     noisy = smoothed.denoiser(noisy)
                 logits = smoothed.model(noisy)
                 if logits.ndim != 2 or logits.shape[1] < 2:
-                    raise ValueError(f"smoothing needs logits (n, k) of k >= 2 classes, the model "
+                    raise ModelError(f"smoothing needs logits (n, k) of k >= 2 classes, the model "
                                      f"gave {tuple(logits.shape)}")  # fmt: skip
                 if not torch.isfinite(logits).all():
-                    raise ValueError("the model gave logits that are not finite under noise")
+                    raise ModelError("the model gave logits that are not finite under noise")
                 classes = logits.argmax(1).cpu().numpy()
                 total = total + np.bincount(classes, minlength=logits.shape[1])
         return total
@@ -288,7 +289,7 @@ def smooth(
     """A smoothed copy of a classifier that predicts, abstains and certifies; see `SmoothedModel`.
 
     Raises:
-        ValueError: an option out of range.
+        PlanError: an option out of range.
     """
     return SmoothedModel(model, sigma, noise, denoiser, alpha, n0, n, batch, seed)
 
@@ -315,7 +316,7 @@ def certified_curve(
     """
     y, radii = np.asarray(y), np.asarray(radii, dtype=np.float64)
     if len(y) != len(certified.prediction) or not len(y):
-        raise ValueError(f"{len(y)} labels for {len(certified.prediction)} certificates")
+        raise DataError(f"{len(y)} labels for {len(certified.prediction)} certificates")
     radius = np.where(certified.prediction == y, certified.radius, -np.inf)
     hits = (radius[None, :] >= radii[:, None]).sum(axis=1)
     tail = (1 - confidence) / 2

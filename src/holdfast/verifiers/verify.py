@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from holdfast.errors import PropertyError
+from holdfast.errors import PlanError, PropertyError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.onnx_reader import read_onnx
 from holdfast.graphs.shapes import flattened
@@ -99,9 +99,7 @@ def _load(
         return network, graph_runtime(network)
     if isinstance(network, nn.Module):
         if example is None:
-            raise ValueError(
-                "a module needs example= inputs with a batch axis, to know their shape"
-            )
+            raise PlanError("a module needs example= inputs with a batch axis, to know their shape")
         graph = capture(network, example, fold=False)
         return graph, graph_runtime(graph)
     return read_onnx(network, fold=False), OnnxRuntime(network)
