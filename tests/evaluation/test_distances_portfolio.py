@@ -12,13 +12,16 @@ BEGINS = {
     "l1": ["x", "afar", "nearest"],
     "l0": ["afar", "afar", "nearest"],
 }
+MANY = {"l2": ["x", "afar", "afar", "afar", "afar", "afar", "nearest"]}
+MANY["l1"] = ["x", "afar", "x", "nearest"]
 
 
 @pytest.mark.parametrize("norm", BEGINS)
 @pytest.mark.parametrize("budget", [40, 200, 1000])
 def test_turns_share_the_passes_and_end_at_the_nearest(norm, budget):
     turns = portfolio(norm, budget)
-    assert [turn.begins for turn in turns] == BEGINS[norm]
+    many = MANY.get(norm, BEGINS[norm])
+    assert [turn.begins for turn in turns] == (many if budget == 1000 else BEGINS[norm])
     assert sum(turn.passes for turn in turns) == budget
     for turn in turns:
         jobs = max(1, turn.attack.option("n_targets", 0))
@@ -33,6 +36,15 @@ def test_a_run_looks_at_no_more_classes_than_there_are():
 
 @pytest.mark.parametrize("norm", PACE)
 def test_each_norm_has_its_pace(norm):
-    for turn in portfolio(norm, 200)[1:]:
+    turns = [t for t in portfolio(norm, 200)[1:] if t.attack.card.name == "shrinking_ball"]
+    assert turns
+    for turn in turns:
         options = turn.attack.options()
         assert {name: options[name] for name in PACE[norm]} == PACE[norm]
+
+
+def test_a_long_run_is_begun_only_where_it_can_end():
+    names = [[t.attack.card.name for t in portfolio("l1", budget)] for budget in (400, 420)]
+    assert "primal_dual" not in names[0]
+    assert names[1].count("primal_dual") == 1
+    assert portfolio("l1", 1000)[2].passes == 600

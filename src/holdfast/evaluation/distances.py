@@ -36,6 +36,8 @@ ROUNDS, PER_ROUND = 8, 40  # in l0 instead: rounds at most, and passes that ther
 SMALLEST_BUDGET = 40
 MOST_TARGETS = 5  # classes that are gone for, likeliest first
 ARRIVES = {"linf": 45, "l2": 38, "l1": 65}  # passes that a run needs to get near the boundary
+FOLLOWS, LONG = 0.6, 250  # l1: share of a primal-dual run, and passes that it needs to be begun
+WALKS = 70  # l2: passes that a walk from a random input needs to end, if there are to be several
 SHARES = {"linf": (0.5, 0.0), "l2": (0.4, 0.35), "l1": (0.35, 0.2), "l0": (0.4, 0.3)}
 """Of the passes: to look around from x, and to come back from a random input; the rest goes on.
 
@@ -196,8 +198,10 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
 
     Some of the passes look around: one run towards each of the likeliest wrong classes, as many as
     arrive within them, for the boundaries of several classes are often about equally near. In l2
-    and l1 some begin at a random input, however far: a nearer boundary may lie where gradients at x
-    do not lead. The others go on from the nearest input found. In l0 a walk along the boundary and
+    and l1 some begin at random inputs, however far: a nearer boundary may lie where gradients at x
+    do not lead; in l2 they walk along the boundary, from as many inputs as there are passes for.
+    The others go on from the nearest input found. In l1 a primal-dual run, which goes far from x
+    too, has most of the passes where there are enough for it. In l0 a walk along the boundary and
     sigma-zero begin at random inputs, and another walk goes on from the nearest one.
 
     Args:
@@ -206,18 +210,16 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
         n_wrong: Wrong classes that there are.
     """
     make = registry.attack
-    first, back = (int(share * budget) for share in SHARES[norm])
-    rest = budget - first - back
+    long = int(FOLLOWS * budget) if norm == "l1" else 0
+    long = long if long >= LONG else 0
+    first, back = (int(share * (budget - long)) for share in SHARES[norm])
+    rest = budget - long - first - back
     if norm == "l0":
-        walks = [
-            make("boundary_walk", steps=_steps(n - WALK_BISECTIONS), region=REGION)
-            for n in (first, rest)
-        ]
         afar = make("sigma_zero", steps=_steps(back), step_size=STEP_AFAR)
         return [
-            Turn(walks[0], first, "afar"),
+            Turn(_walk(first, region=REGION), first, "afar"),
             Turn(afar, back, "afar"),
-            Turn(walks[1], rest, "nearest"),
+            Turn(_walk(rest, region=REGION), rest, "nearest"),
         ]
     n_targets = max(1, min(MOST_TARGETS, n_wrong, first // ARRIVES[norm]))
     look = {"steps": _steps(first // n_targets), "n_targets": n_targets}
@@ -225,10 +227,21 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     if norm != "linf":
         around = make("fab", is_thrifty=True, **look)
     turns = [Turn(around, first)]
-    if back:
+    if norm == "l2":
+        n_starts = max(1, back // WALKS)
+        passes = [back // n_starts] * (n_starts - 1)
+        turns += [Turn(_walk(n), n, "afar") for n in [*passes, back - sum(passes)]]
+    elif back:
         turns.append(Turn(make("shrinking_ball", steps=_steps(back), **PACE[norm]), back, "afar"))
+    if long:
+        turns.append(Turn(make("primal_dual", steps=_steps(long)), long))
     onward = make("shrinking_ball", steps=_steps(rest), **PACE[norm])
     return [*turns, Turn(onward, rest, "nearest")]
+
+
+def _walk(passes: int, **options: float) -> Attack:
+    """A walk along the boundary that has so many passes, its bisections among them."""
+    return registry.attack("boundary_walk", steps=_steps(passes - WALK_BISECTIONS), **options)
 
 
 def _steps(passes: int) -> int:
