@@ -100,7 +100,8 @@ def cut(query: Query, start: int, stop: int) -> Query:
     if objective is not None:
         rows = tuple(row[start:stop] for row in objective.rows)
         objective = Objective(objective.function, rows, objective.width)
-    return Query(query.points[start:stop], objective, query.route)
+    progress = None if query.progress is None else query.progress[start:stop]
+    return Query(query.points[start:stop], objective, query.route, progress)
 
 
 def loss_of(objective: Objective | None, logits: Tensor) -> Tensor:

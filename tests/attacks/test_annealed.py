@@ -26,14 +26,17 @@ def problem(eps: float = 0.1) -> Problem:
 def test_noise_and_steps_shrink_to_nothing():
     attack = Annealed(steps=40)
     state = attack.init(problem())
-    moved, noise = [], []
+    moved, noise, done = [], [], []
     for _ in range(41):
-        points = attack.ask(state).points
+        query = attack.ask(state)
+        points = query.points
+        done.append(float(query.progress.mean()))
         noise.append(float((points - state.x).abs().mean()))
         after = attack.tell(state, Answer(torch.zeros(N, 2), torch.zeros(N), torch.ones(N, DIM)))
         moved.append(float((after.x - state.x).abs().max()))
         state = after
     assert bool(state.finished.all())
+    assert done == pytest.approx([step / 40 for step in range(41)])
     assert noise[0] > 0.005
     assert noise[8] < noise[0] / 2
     assert noise[32:] == [0.0] * 9

@@ -53,16 +53,22 @@ def picked(monkeypatch):
     return run
 
 
-def test_noise_is_tried_around_the_two_best_smooth_steps(picked):
+def test_stand_ins_grow_narrower_along_noisy_steps(picked):
     def reach(candidate):
         return 0.0, -0.9 + 0.1 * (candidate.route == NARROW)
 
     probe, _ = picked((WIDE, {**WIDE, "width": 0.25}, NARROW, *NOISE), reach)
-    inner = [c.route.get("width") for c in probe.tried if c.search == "annealed"]
-    assert inner[:2] == [None, 0.015]
-    assert len(inner) == 3
+    inner = [c.route for c in probe.tried if c.search == "annealed"]
+    assert inner == [{}, {**WIDE, "narrowing": 100}, {**WIDE, "width": 0.25, "narrowing": 100}]
     around = [c.route["inner"] for c in probe.tried if c.route.get("inner")]
     assert around == [NARROW]
+
+
+def test_noisy_steps_go_through_stand_ins_of_random_models_too(picked):
+    averaged = {"name": "expectation", "draws": 16, "inner": WIDE}
+    probe, _ = picked((averaged, NOISE[1]), lambda c: (0.0, -0.5))
+    inner = [c.route for c in probe.tried if c.search == "annealed"]
+    assert [r.get("operators") for r in inner] == [None, ["topk"], ["topk"]]
 
 
 def test_one_noise_is_enough_and_the_cheaper_one(picked):

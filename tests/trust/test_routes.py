@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+from holdfast._running import cut
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Objective, Query
 from holdfast.engine.preflight import preflight
 from holdfast.model import Model
 from holdfast.trust.routes.expectation import Expectation
 from holdfast.trust.routes.neighbours import Neighbours
+from holdfast.trust.routes.straight_through import StraightThrough
 
 N = 8
 X = 0.2 + 0.6 * torch.rand(N, 3, generator=torch.Generator().manual_seed(5))
@@ -114,3 +117,25 @@ def test_neighbours_cost_what_they_say():
         forward, backward = Neighbours(draws=6).cost(1, 1)
         assert model.passes.forward - before[0] == forward * N
         assert model.passes.backward - before[1] == backward * N
+
+
+def rounded(x):
+    return torch.round(3 * x).sum(1)
+
+
+def test_stand_ins_grow_narrower_with_each_rows_own_progress():
+    def through(width, narrowing=1.0):
+        return StraightThrough(("round",), width, narrowing)
+
+    done = torch.arange(N) % 2 * 1.0
+    with asked(rounded) as (model, _, query):
+        wide, narrow = (model.answer([replace(query, route=through(w))])[0] for w in (0.5, 0.05))
+        plain = replace(query, route=through(0.5, 10.0))
+        told = replace(plain, progress=done)
+        whole, still = (model.answer([q])[0].gradients for q in (told, plain))
+        pieces = [model.answer([cut(told, i, i + 3)])[0].gradients for i in (0, 3, 6)]
+    is_done = done.bool()[:, None]
+    assert float((wide.gradients - narrow.gradients).abs().min(1).values.max()) > 0.1
+    torch.testing.assert_close(whole, torch.where(is_done, narrow.gradients, wide.gradients))
+    torch.testing.assert_close(torch.cat(pieces), whole)
+    assert torch.equal(still, wide.gradients)

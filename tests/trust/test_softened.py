@@ -102,10 +102,32 @@ def test_kinks_are_left_alone(f):
     assert not any(mode.met.values())
 
 
-def test_rounding_has_the_gradient_of_what_was_rounded():
-    _, smooth = run(HARD["round"], Softened())
+STAIRS = ("round", "floor", "remainder", "integer cast")
+
+
+@pytest.mark.parametrize("name", ["round", "integer cast"])
+def test_wide_rounding_has_the_gradient_of_what_was_rounded(name):
+    _, smooth = run(HARD[name], Softened(width=1.0))
     _, plain = run(lambda x: x)
     torch.testing.assert_close(smooth, plain)
+
+
+@pytest.mark.parametrize("name", STAIRS)
+def test_narrow_rounding_follows_the_nearest_step(name):
+    """Along a line, gradients are the slope where the answer jumps and nothing in between."""
+    x = torch.linspace(-1.04, 1.03, 4001)[None]
+    with torch.enable_grad(), Softened(width=0.05):
+        leaf = x.clone().requires_grad_(True)
+        out = F.linear(HARD[name](leaf), torch.eye(x.shape[1]))
+        (slope,) = torch.autograd.grad(out.sum(), leaf)
+    out, slope = out.detach()[0], slope[0]
+    jumps = (out.diff().abs() > 0.02).nonzero().squeeze(1)
+    far = (x[0][:, None] - x[0][jumps]).abs().amin(1) > 0.05
+    assert len(jumps) >= 4
+    assert float(slope[far].abs().max()) < 0.01 * float(slope.max())
+    assert float(slope[jumps].min()) > 0.9 * float(slope.max())
+    climbed = float(slope.sum()) * float(x[0, 1] - x[0, 0])
+    assert climbed == pytest.approx(float(out[-1] - out[0]), rel=0.05)
 
 
 def test_only_the_named_operators_are_replaced():

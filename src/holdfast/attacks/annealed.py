@@ -5,7 +5,8 @@ gradient says little of the slope at the attacker's scale. Averages over many gr
 (``holdfast.trust.routes.neighbours``), but most of them are paid for at points that the next
 step leaves. Here every step pays for one gradient, at a noisy copy of the iterate, and many small
 steps do the averaging. As the noise shrinks, the search passes from the smoothed surface to the
-surface itself, where it climbs what is left of the roughness.
+surface itself, where it climbs what is left of the roughness. Smooth stand-ins for hard steps
+(``holdfast.trust.routes.straight_through``) grow narrower along with it.
 
 Differences from the paper: projected steps in the set's own geometry with a little momentum in
 place of plain stochastic gradients, and one geometric schedule in place of epochs.
@@ -110,7 +111,8 @@ class Annealed(Attack):
         allowed, rng = state.allowed, state.rng.fold(state.step + 1)
         difference = allowed.sample(rng.fold(0)) - allowed.sample(rng.fold(1))
         points = allowed.project(state.x + like(self._noise(state), state.x) * difference)
-        return Query(points, Objective(loss_named(self.loss), (state.y, state.target)))
+        objective = Objective(loss_named(self.loss), (state.y, state.target))
+        return Query(points, objective, progress=self._progress(state))
 
     def tell(self, state: AnnealedState, answer: Answer) -> AnnealedState:
         """One projected step; every gradient weighs the same, whatever its size."""

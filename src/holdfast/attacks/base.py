@@ -134,11 +134,13 @@ class Query:
         points: Inputs to run ``(n, *shape)``.
         objective: None where the logits are enough: then no backward pass is paid.
         route: Where gradients come from; None: from the model's own backward pass.
+        progress: Share of the attack that is done ``(n,)``, for routes that grow sharper with it.
     """
 
     points: Tensor
     objective: Objective | None = None
     route: Route | None = None
+    progress: Tensor | None = None
 
     @property
     def n_backward(self) -> int:

@@ -53,6 +53,42 @@ class RippledInput(nn.Module):
         return self.net(x + self.size * torch.sin(self.waves * x))
 
 
+class DitheredInput(nn.Module):
+    """Few levels, rounded up or down at random: zero gradients and random answers at once."""
+
+    def __init__(self, net: nn.Module, levels: int = 8) -> None:
+        super().__init__()
+        self.net, self.levels = net, levels - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Dither, then the network."""
+        return self.net(torch.floor(x * self.levels + torch.rand_like(x)) / self.levels)
+
+
+class CompressedInput(nn.Module):
+    """Rounded cosine coefficients of blocks, as in JPEG (Guo et al., 2018, arXiv:1711.00117)."""
+
+    basis: Tensor
+
+    def __init__(self, net: nn.Module, step: float = 0.2, block: int = 7) -> None:
+        super().__init__()
+        self.net, self.step, self.block = net, step, block
+        place = torch.arange(block, dtype=torch.float64)
+        basis = torch.cos(torch.pi / block * (place + 0.5) * place[:, None]) * (2 / block) ** 0.5
+        basis[0] /= 2**0.5
+        self.register_buffer("basis", basis.float())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compress, then the network."""
+        n, channels, height, width = x.shape
+        size = (n, channels, height // self.block, self.block, width // self.block, self.block)
+        blocks = x.reshape(size).transpose(3, 4)
+        coefficients = self.basis @ blocks @ self.basis.T
+        rounded = torch.round(coefficients / self.step) * self.step
+        restored = self.basis.T @ rounded @ self.basis
+        return self.net(restored.transpose(3, 4).reshape(x.shape).clamp(0, 1))
+
+
 class RandomResizing(nn.Module):
     """Resize by a random factor and pad at random (Xie et al., 2018, arXiv:1711.01991)."""
 

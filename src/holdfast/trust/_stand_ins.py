@@ -17,7 +17,9 @@ from holdfast.rows import like
 if TYPE_CHECKING:
     from holdfast.trust.softened import Softened
 
-_FLAT = ("round", "floor", "ceil", "trunc", "fix", "rint")
+_TO_NEAREST, _TO_ZERO = ("round", "rint"), ("trunc", "fix", "integer cast")
+_FLAT = ("round", "rint", "floor", "ceil", "trunc", "fix")
+_WIDEST = 1.0  # from this width on, a staircase is replaced by the slope through all its steps
 _ABOVE = ("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__")
 _BELOW = ("lt", "le", "less", "less_equal", "__lt__", "__le__")
 _CASTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "_to_copy")
@@ -56,7 +58,34 @@ def _scale(gap: Tensor) -> Tensor:
 
 
 def _sigmoid(mode: Softened, gap: Tensor) -> Tensor:
-    return torch.sigmoid(gap / (mode.width * _scale(gap)))
+    return torch.sigmoid(gap / (_width(mode, gap) * _scale(gap)))
+
+
+def _width(mode: Softened, gap: Tensor) -> float | Tensor:
+    """Each row's own, broadcastable; where rows are no longer what they were, the mean."""
+    if not isinstance(mode.width, Tensor):
+        return mode.width
+    if gap.ndim and len(gap) == len(mode.width):
+        return like(mode.width.to(gap.dtype), gap)
+    return float(mode.width.mean())
+
+
+def _stairs(mode: Softened, name: str, x: Tensor) -> Tensor:
+    """The stand-in for rounding: ``x`` itself, or a sigmoid at the nearest of the steps.
+
+    The slope of ``x`` promises every small change the same; in truth one that reaches no step does
+    nothing, and one that reaches it does much.
+    """
+    if not isinstance(mode.width, Tensor) and mode.width >= _WIDEST:
+        return x
+    at = x.detach()
+    if name in _TO_NEAREST:
+        step = at.floor() + 0.5
+    elif name in _TO_ZERO:
+        step = torch.where(at < 0, -1.0, 1.0) * at.abs().round().clamp_min(1)
+    else:
+        step = at.round()
+    return _sigmoid(mode, x - step)
 
 
 # ---------------------------------------------------------------------- rules
@@ -66,7 +95,7 @@ def _flat(mode: Softened, name: str, value: Tensor, args: Any, kwargs: Any) -> T
     x = args[0] if args else kwargs.get("input")
     if not _has_gradient(x) or not mode.takes(name):
         return None
-    return _graft(value, x)
+    return _graft(value, x if kwargs.get("decimals") else _stairs(mode, name, x))
 
 
 def _sign(mode: Softened, name: str, value: Tensor, args: Any, kwargs: Any) -> Tensor | None:
@@ -80,7 +109,10 @@ def _sign(mode: Softened, name: str, value: Tensor, args: Any, kwargs: Any) -> T
 def _remainder(mode: Softened, name: str, value: Tensor, args: Any, kwargs: Any) -> Tensor | None:
     if not args or not _has_gradient(args[0]) or not mode.takes("remainder"):
         return None
-    return value.detach()
+    x, step = args[0], args[1] if len(args) > 1 else kwargs["other"]
+    step = step.detach() if isinstance(step, Tensor) else step
+    kind = "trunc" if name == "fmod" else "floor"
+    return _graft(value, x - step * _stairs(mode, kind, x / step))
 
 
 def _detach(mode: Softened, name: str, value: Tensor, args: Any, kwargs: Any) -> Tensor | None:
@@ -147,7 +179,7 @@ def _value_of(mode: Softened, value: Tensor, found: tuple[str, str, Tensor]) -> 
     """A mask or an integer as a number with a smooth graph."""
     kind, name, source = found
     if kind == "value":
-        return _graft(value, source) if mode.takes(name) else None
+        return _graft(value, _stairs(mode, name, source)) if mode.takes(name) else None
     key = mode.next_switch(name)
     if not mode.takes(key):
         return None

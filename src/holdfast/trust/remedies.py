@@ -24,6 +24,8 @@ _ALMOST = 0.15  # of the way that the best route is ahead
 _MOST = 2  # routes that are used on all samples
 _CHEAP = 2  # forward passes per step, up to which a route also gets the targeted attacks
 _ANNEALING = 100  # steps of its trial
+_STARTS, _NARROWING = (1.0, 0.25), 100  # widths of stand-ins that grow narrower along the search
+_NOISY_TARGETS = 3
 _AGAIN = 2  # restarts of the annealed search, where restarts are asked for
 _LONGER = 3  # times as many steps as other attacks in its stage
 _CERTAIN = ("zero_gradients", "hard_steps", "inner_solver", "randomness", "saturated_softmax")
@@ -64,6 +66,11 @@ class Candidate:
     def way(self) -> Way | None:
         """The route itself."""
         return route(directory=self.directory, **self.route) if self.route else None
+
+    @property
+    def is_narrowing(self) -> bool:
+        """Whether it goes through a stand-in that grows narrower along the search."""
+        return "narrowing" in self.route
 
     @property
     def family(self) -> str:
@@ -147,16 +154,26 @@ def _tried(few: Probe, found: Sequence[Candidate]) -> list[tuple[Candidate, Reac
 
 
 def _combined(tried: Sequence[Candidate]) -> Iterator[Candidate]:
-    """Noise around the smooth stand-ins that got furthest, where there are any.
+    """Noise around the smooth stand-in that got furthest, where there is one.
 
-    Many small steps profit from narrower ones than a few large steps do, so they try two.
+    Along many small steps it grows narrower: a wide one shows the way, a narrow one what is true.
     """
-    smooth = [c.route for c in tried if c.route.get("name") == "straight_through"]
-    for c in tried if smooth else ():
+    smooth = next((s for s in (_stand_in(c.route) for c in tried) if s), None)
+    if smooth is None:
+        return
+    for c in tried:
         if c.search == "annealed":
-            yield from (Candidate(s, c.because, c.directory, c.search) for s in smooth[:2])
+            for width in _STARTS:
+                narrowed = {**smooth, "width": width, "narrowing": _NARROWING}
+                yield Candidate(narrowed, c.because, c.directory, c.search)
         elif c.route["name"] == "neighbours":
-            yield Candidate({**c.route, "inner": smooth[0]}, c.because, c.directory)
+            yield Candidate({**c.route, "inner": smooth}, c.because, c.directory)
+
+
+def _stand_in(way: Written) -> Written | None:
+    """The smooth stand-in of a route, under averages over a random model's answers too."""
+    inner = way.get("inner") if way.get("name") == "expectation" else way
+    return inner if inner and inner.get("name") == "straight_through" else None
 
 
 def _thrifty(tried: Sequence[tuple[Candidate, Reach]], own: Reach, draws: int) -> list[Candidate]:
@@ -197,10 +214,14 @@ def for_plan(picked: Sequence[Candidate]) -> tuple[Written, list[Candidate]]:
 
 
 def stages(probe: Probe, picked: Sequence[Candidate], first: int, norm: str) -> tuple[Added, ...]:
-    """The attacks to add: along each route an untargeted one, and targeted ones where cheap."""
+    """The attacks to add: along each route an untargeted one, and targeted ones where cheap.
+
+    Where those are noisy steps through a stand-in that grows narrower, no others are targeted.
+    """
     added: list[Added] = []
-    for candidate in picked:
-        for attack, options in _attacks(probe, candidate, norm):
+    for i, candidate in enumerate(picked):
+        has_targeted = any(c.is_narrowing for c in picked[:i])
+        for attack, options in _attacks(probe, candidate, norm)[: 1 if has_targeted else None]:
             stage = first + len(added)
             added.append(_added(stage, attack, options, candidate))
     return tuple(added)
@@ -210,16 +231,25 @@ def _attacks(probe: Probe, candidate: Candidate, norm: str) -> list[tuple[str, d
     name = "pgd" if norm == "l0" else "apgd"
     if candidate.search == "annealed":
         again = {"restarts": candidate.restarts} if candidate.restarts > 1 else {}
-        return [("annealed", {"steps": _LONGER * 100, **again})]
+        noisy: dict[str, Any] = {"steps": _LONGER * 100}
+        n_targets = _n_targets(probe, _NOISY_TARGETS) if candidate.is_narrowing else 0
+        targeted = [("annealed", {**noisy, "n_targets": n_targets})] if n_targets else []
+        return [("annealed", {**noisy, **again}), *targeted]
     loss = "ce" if "rescaled" in json.dumps(candidate.route) else "margin"
     if candidate.search == "restarts":
         return [(name, {"loss": loss, "steps": 100, "restarts": 5})]
     found: list[tuple[str, dict[str, Any]]] = [(name, {"loss": loss, "steps": 100})]
     forward, _ = candidate.way.cost(probe.model.draws, 1) if candidate.way else (1, 1)
-    n_targets = min(9, probe.model.n_classes - 1)
-    if forward <= _CHEAP and n_targets > 1 and not bool((probe.goal >= 0).any()):
+    n_targets = _n_targets(probe, 9)
+    if forward <= _CHEAP and n_targets:
         found.append((name, {"loss": "dlr", "steps": 100, "n_targets": n_targets}))
     return found
+
+
+def _n_targets(probe: Probe, most: int) -> int:
+    """Classes worth aiming at; 0 where there is one only, or the goal is given."""
+    n = min(most, probe.model.n_classes - 1)
+    return 0 if n < 2 or bool((probe.goal >= 0).any()) else n
 
 
 def _added(stage: int, attack: str, options: dict[str, Any], candidate: Candidate) -> Added:

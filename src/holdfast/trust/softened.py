@@ -61,7 +61,8 @@ class Softened(TorchFunctionMode):
 
     Args:
         names: Which of the replacements above to make; None: all that occur.
-        width: Of the sigmoids that stand for steps, in mean distances to the step.
+        width: Of the sigmoids that stand for steps, in mean distances to the step; one for all rows
+            of the input, or each row's own ``(n,)``.
 
     Attributes:
         met: Replacements that occurred, with the number of times.
@@ -69,7 +70,7 @@ class Softened(TorchFunctionMode):
         n_inner_gradients: Gradients that the model took itself, inside its forward pass.
     """
 
-    def __init__(self, names: Sequence[str] | None = None, width: float = WIDTH) -> None:
+    def __init__(self, names: Sequence[str] | None = None, width: float | Tensor = WIDTH) -> None:
         super().__init__()
         self.width = width
         self.names = None if names is None else frozenset(names)

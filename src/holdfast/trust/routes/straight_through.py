@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+from torch import Tensor
+
 from holdfast._running import mean_of
 from holdfast.attacks.base import Answer, Query
 from holdfast.model import Model
@@ -20,6 +23,7 @@ class StraightThrough(Way):
     Attributes:
         operators: Names as :class:`~holdfast.trust.softened.Softened` meets them.
         width: Of the sigmoids that stand for steps.
+        narrowing: How many times narrower they are at the end of an attack that tells its progress.
         inner: Always None: other routes run around this one.
     """
 
@@ -27,6 +31,7 @@ class StraightThrough(Way):
 
     operators: tuple[str, ...] = ()
     width: float = 0.25
+    narrowing: float = 1.0
     inner: Way | None = None
 
     def __post_init__(self) -> None:
@@ -41,10 +46,20 @@ class StraightThrough(Way):
         return [mean_of(parts) for parts in zip(*rounds, strict=True)]
 
     def _once(self, model: Model, queries: list[Query]) -> list[Answer]:
-        with Softened(self.operators, self.width):
+        with Softened(self.operators, self._widths(model, queries)):
             found = model.averaged(queries, 1)
         # inside, a detach may have carried a gradient
         return [Answer(a.logits.detach(), a.losses.detach(), a.gradients) for a in found]
+
+    def _widths(self, model: Model, queries: list[Query]) -> float | Tensor:
+        """One for all rows of a call, or each row's own."""
+        if self.narrowing == 1 or all(query.progress is None for query in queries):
+            return self.width
+        done = [
+            torch.zeros(len(q.points)) if q.progress is None else q.progress.cpu() for q in queries
+        ]
+        widths = self.width * self.narrowing ** -torch.cat(done).float()
+        return model.block.place(widths).to(model.device)
 
     def cost(self, draws: int, n_backward: int) -> tuple[int, int]:
         """As without it."""
