@@ -347,6 +347,7 @@ _RESULTS: dict[str, dict[str, str]] = {
         "robust accuracy": "robust_accuracy",
         "undefended": "undefended_robust_accuracy",
         "told of the defence": "adaptive",
+        "fixed draws": "fixed_draws",
         "verdict": "verdict",
         "because": "because",
         "passes: checks, attacks": "passes",

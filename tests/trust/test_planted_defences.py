@@ -79,6 +79,14 @@ def rippled(bench):
     return masking.RippledInput(bench.net)
 
 
+def compressed(bench):
+    return masking.CompressedInput(bench.net, block=4)
+
+
+def dithered(bench):
+    return masking.DitheredInput(bench.net)
+
+
 def distilled(bench):
     return masking.distilled(small, bench.x, bench.y, epochs=6)
 
@@ -88,11 +96,13 @@ CASES = {
     steps: "hard_steps",
     solver: "inner_solver",
     rippled: "shattered_gradients",
+    compressed: "hard_steps",
+    dithered: "randomness",
     distilled: "saturated_softmax",
 }
 
 
-SLOW = (solver, quantised, rippled)
+SLOW = (solver, quantised, rippled, compressed, dithered)
 
 
 @pytest.mark.parametrize(

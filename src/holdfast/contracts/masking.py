@@ -1,7 +1,8 @@
 """Planted defences: networks that are no more robust, but whose gradients mislead attackers.
 
 What a check of :mod:`holdfast.trust` must see through. Each wraps a network, or trains one, so that
-usual gradient attacks fail; the true robust accuracy is that of the network inside.
+usual gradient attacks fail; what these leave is little more, or even less, robust than the network
+inside.
 """
 
 from __future__ import annotations
