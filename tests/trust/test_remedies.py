@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from holdfast.trust import remedies
 from holdfast.trust.base import Doubt
@@ -86,3 +87,20 @@ def test_restarts_are_those_of_the_search_that_helps(picked):
 def test_a_short_plan_gets_routes_only(picked):
     probe, _ = picked((*NOISE, RESTARTS), lambda c: (0.5, -0.1), routes_only=True)
     assert {c.search for c in probe.tried} == {""}
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "goal", "aims"), [(10, -1, 3), (3, -1, 2), (2, -1, 0), (10, 4, 0)]
+)
+def test_narrowing_stand_ins_aim_at_classes_and_nothing_else_does(n_classes, goal, aims):
+    model = type("Model", (), {"draws": 1, "n_classes": n_classes})()
+    probe: Any = type("Probe", (), {"model": model, "goal": torch.full((4,), goal)})()
+    first = Candidate({**WIDE, "narrowing": 100}, ("hard_steps",), search="annealed")
+    other = Candidate(NARROW, ("hard_steps",))
+    added = remedies.stages(probe, [first, other], 5, "linf")
+    expected = [("annealed", 0), ("annealed", aims), ("apgd", 0)]
+    assert [(a.attack, a.options.get("n_targets", 0)) for a in added] == [
+        pair for i, pair in enumerate(expected) if i != 1 or aims
+    ]
+    alone = remedies.stages(probe, [other], 5, "linf")
+    assert len(alone) == (2 if aims else 1)
