@@ -151,3 +151,26 @@ def test_fewer_coordinates_are_found_in_every_way(way, monkeypatch):
         assert (search.distance[far] < 8).any()
         changed = (search.x_adv != search.x).sum(1)[far]
         assert torch.equal(search.distance[far], changed.double())
+
+
+class Lopsided(nn.Module):
+    """Class 1 is likely and out of reach, class 2 unlikely and a tenth away."""
+
+    def forward(self, x):
+        z = x.flatten(1) - 0.5
+        return torch.stack([0 * z[:, 0], 0.01 * z.sum(1) - 0.1, 10 * z[:, 0] - 1], 1)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_class_gone_for_is_the_nearest_not_the_likeliest(norm):
+    counting, x = Counting(Lopsided()), torch.full((N, 4), 0.5)
+    y, model = torch.zeros(N, dtype=torch.long), Model.wrap(counting)
+    with model.session():
+        preflight(model, x, y, y)
+        search = Search(model, x, y, torch.full_like(y, -1), norm, Rng.from_seed(0, N))
+        counting.forward_rows, counting.backward_rows = 0, 0
+        search.attack(FAB(steps=10, n_targets=1), 0, 60, N)
+    assert torch.allclose(search.distance, torch.full((N,), 0.1).double(), rtol=0.06)
+    assert int(search.forward.sum()) == counting.forward_rows
+    assert int(search.backward.sum()) == counting.backward_rows
+    assert (search.forward + search.backward <= 60).all()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.attacks._hyperplane import length
-from holdfast.attacks.base import Attack, Problem
+from holdfast.attacks._classes import gaps_of
+from holdfast.attacks._domain import ends_of
+from holdfast.attacks._hyperplane import length, shortest
+from holdfast.attacks.base import Attack, Problem, Query
 from holdfast.engine.cascade import Step, rank_wrong, walk
 from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
@@ -23,6 +25,8 @@ from holdfast.threat import AllowedSet
 
 NOBODY, CLEAN = -1, -2
 NEARER = 0.999  # of the distance known: what a later attack has to undercut
+CANDIDATES = 4  # wrong classes whose gradients at x say which are gone for
+TRUSTED = 0.5  # share of the gap that a linear step must close for its gradient to be believed
 JUDGING = 2  # forward passes of one judgement: in a batch, and alone
 
 
@@ -42,6 +46,7 @@ class Search:
         self, model: Model, x: Tensor, y: Tensor, goal: Tensor, norm: str, rng: Rng
     ) -> None:
         self.model, self.x, self.y, self.goal, self.rng = model, x, y, goal, rng
+        self.norm = norm
         self.logits = model.logits(x)
         self.allowed = _everything(x, model, norm)
         is_wrong = reached(self.logits, y, goal)
@@ -66,10 +71,52 @@ class Search:
             size: Jobs in flight.
         """
         step = Step(number, attack.card.name, attack)
-        ranked = rank_wrong(self.logits, self.y, attack.option("n_targets", 0)).tolist()
-        goals = self.goal.tolist()
-        pairs = [(i, *job) for i in self.open.tolist() for job in walk(step, ranked[i], goals[i])]
+        n_targets = attack.option("n_targets", 0)
+        ranked = rank_wrong(self.logits, self.y, n_targets)
+        n_ranked = min(CANDIDATES, self.logits.shape[1] - 1)
+        if 0 < n_targets < n_ranked and bool((self.goal < 0).all()):
+            ranked = self._nearest_first(n_ranked, size)[:, :n_targets]
+            max_passes -= 1 + 2 * n_ranked
+        classes, goals = ranked.tolist(), self.goal.tolist()
+        pairs = [(i, *job) for i in self.open.tolist() for job in walk(step, classes[i], goals[i])]
         self._run(step, pairs, max_passes, size, None)
+
+    def _nearest_first(self, n: int, size: int) -> Tensor:
+        """The ``n`` likeliest wrong classes ``(m, n)``, nearest first.
+
+        The gradients at x say which smallest change inside the box reaches a class in the linear
+        model; its logits say how far it really comes, and so, by the secant, how far the class is.
+        Where the one that seems nearest hardly comes nearer, gradients mislead: likeliest first.
+        """
+        ranked = rank_wrong(self.logits, self.y, n)
+        for rows in self.open.split(max(1, size // n)):
+            reach, share = self._first_steps(rows, n)
+            distance = torch.where(share > 0, reach / share, torch.inf)
+            order = distance.argsort(dim=1, stable=True)
+            is_right = share.gather(1, order[:, :1]) >= TRUSTED
+            ranked[rows] = torch.where(is_right, ranked[rows].gather(1, order), ranked[rows])
+        self.forward[self.open] += 1 + n
+        self.backward[self.open] += n
+        return ranked
+
+    def _first_steps(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Towards each of ``n`` classes: length of the linear step, share of the gap it closes."""
+        x, y, ones = self.x[rows], self.y[rows], torch.full_like(rows, -1)
+        box, gaps = ends_of(take(self.allowed, rows)), gaps_of(y, ones, ones, n)
+        (answer,) = self.model.search([Query(x, gaps)])
+        steps = torch.stack(
+            [
+                shortest(self.norm, x, w, -gap, box)
+                for gap, w in zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
+            ],
+            1,
+        ).flatten(0, 1)
+        z = self.model.logits(x.repeat_interleave(n, 0) + steps).reshape(len(rows), n, -1)
+        classes = rank_wrong(self.logits[rows], y, n)[:, :, None]
+        own = y[:, None, None].expand_as(classes)
+        after = (z.gather(2, classes) - z.gather(2, own)).squeeze(2)
+        share = 1 - after.double() / answer.losses.double()
+        return length(steps, self.norm).double().reshape(share.shape), share
 
     def refine(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
         """Let an attack go on from the nearest input known, towards the class that it reached.
