@@ -25,7 +25,8 @@ from holdfast.threat import AllowedSet
 
 NOBODY, CLEAN = -1, -2
 NEARER = 0.999  # of the distance known: what a later attack has to undercut
-CANDIDATES = 4  # wrong classes whose gradients at x say which are gone for
+CANDIDATES = 3  # wrong classes whose gradients at x say which are gone for
+RANKED = ("linf", "l1")  # where that pays; in l2, runs from random inputs find the other classes
 TRUSTED = 0.5  # share of the gap that a linear step must close for its gradient to be believed
 JUDGING = 2  # forward passes of one judgement: in a batch, and alone
 
@@ -74,49 +75,53 @@ class Search:
         n_targets = attack.option("n_targets", 0)
         ranked = rank_wrong(self.logits, self.y, n_targets)
         n_ranked = min(CANDIDATES, self.logits.shape[1] - 1)
-        if 0 < n_targets < n_ranked and bool((self.goal < 0).all()):
+        if self.norm in RANKED and 0 < n_targets < n_ranked and bool((self.goal < 0).all()):
             ranked = self._nearest_first(n_ranked, size)[:, :n_targets]
-            max_passes -= 1 + 2 * n_ranked
+            max_passes -= 3 + n_ranked
         classes, goals = ranked.tolist(), self.goal.tolist()
         pairs = [(i, *job) for i in self.open.tolist() for job in walk(step, classes[i], goals[i])]
         self._run(step, pairs, max_passes, size, None)
 
     def _nearest_first(self, n: int, size: int) -> Tensor:
-        """The ``n`` likeliest wrong classes ``(m, n)``, nearest first.
+        """The ``n`` likeliest wrong classes ``(m, n)``, nearest first by their gradients at x.
 
-        The gradients at x say which smallest change inside the box reaches a class in the linear
-        model; its logits say how far it really comes, and so, by the secant, how far the class is.
-        Where the one that seems nearest hardly comes nearer, gradients mislead: likeliest first.
+        That is by the smallest change inside the box that reaches a class in the linear model. The
+        logits there, for the class that seems nearest and for the likeliest, say how far they
+        really come; where the first does not prove nearer, the order is by likelihood.
         """
         ranked = rank_wrong(self.logits, self.y, n)
         for rows in self.open.split(max(1, size // n)):
-            reach, share = self._first_steps(rows, n)
-            distance = torch.where(share > 0, reach / share, torch.inf)
-            order = distance.argsort(dim=1, stable=True)
-            is_right = share.gather(1, order[:, :1]) >= TRUSTED
-            ranked[rows] = torch.where(is_right, ranked[rows].gather(1, order), ranked[rows])
-        self.forward[self.open] += 1 + n
+            steps, gaps = self._linear_steps(rows, n)
+            reach = length(steps.flatten(0, 1), self.norm).double().reshape(gaps.shape)
+            order = reach.argsort(dim=1, stable=True)
+            near, likely = order[:, :1], torch.zeros_like(order[:, :1])
+            shares = [self._closed(rows, ranked[rows], c, steps, gaps) for c in (near, likely)]
+            # by the secants: reach / share is smaller
+            is_nearer = reach.gather(1, near) * shares[1] <= reach[:, :1] * shares[0]
+            is_proven = (shares[0] >= TRUSTED) & is_nearer
+            ranked[rows] = ranked[rows].gather(
+                1, torch.where(is_proven, order, order.sort(1).values)
+            )
+        self.forward[self.open] += 3
         self.backward[self.open] += n
         return ranked
 
-    def _first_steps(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Towards each of ``n`` classes: length of the linear step, share of the gap it closes."""
+    def _linear_steps(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Towards each of ``n`` classes: the linear step ``(m, n, *shape)``, and the gap at x."""
         x, y, ones = self.x[rows], self.y[rows], torch.full_like(rows, -1)
-        box, gaps = ends_of(take(self.allowed, rows)), gaps_of(y, ones, ones, n)
-        (answer,) = self.model.search([Query(x, gaps)])
-        steps = torch.stack(
-            [
-                shortest(self.norm, x, w, -gap, box)
-                for gap, w in zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
-            ],
-            1,
-        ).flatten(0, 1)
-        z = self.model.logits(x.repeat_interleave(n, 0) + steps).reshape(len(rows), n, -1)
-        classes = rank_wrong(self.logits[rows], y, n)[:, :, None]
-        own = y[:, None, None].expand_as(classes)
-        after = (z.gather(2, classes) - z.gather(2, own)).squeeze(2)
-        share = 1 - after.double() / answer.losses.double()
-        return length(steps, self.norm).double().reshape(share.shape), share
+        box = ends_of(take(self.allowed, rows))
+        (answer,) = self.model.search([Query(x, gaps_of(y, ones, ones, n))])
+        pairs = zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
+        return torch.stack([shortest(self.norm, x, w, -g, box) for g, w in pairs], 1), answer.losses
+
+    def _closed(
+        self, rows: Tensor, classes: Tensor, chosen: Tensor, steps: Tensor, gaps: Tensor
+    ) -> Tensor:
+        """The share of its gap that the chosen class's step closes ``(m, 1)``."""
+        step = steps[torch.arange(len(rows), device=rows.device), chosen[:, 0]]
+        z, y = self.model.logits(self.x[rows] + step), self.y[rows][:, None]
+        after = z.gather(1, classes.gather(1, chosen)) - z.gather(1, y)
+        return 1 - after.double() / gaps.gather(1, chosen).double()
 
     def refine(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
         """Let an attack go on from the nearest input known, towards the class that it reached.
