@@ -197,8 +197,9 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     """The attacks used by default, each with its passes per sample.
 
     Some of the passes look around: one run towards each of the likeliest wrong classes, as many as
-    arrive within them, for the boundaries of several classes are often about equally near. In l2
-    and l1 some begin at random inputs, however far: a nearer boundary may lie where gradients at x
+    arrive within them, for the boundaries of several classes are often about equally near; in linf
+    and l1 the search tells by gradients which of three goes first. In l2 and l1 some begin at
+    random inputs, however far: a nearer boundary may lie where gradients at x
     do not lead; in l2 they walk along the boundary, from as many inputs as there are passes for.
     The others go on from the nearest input found. In l1 a primal-dual run, which goes far from x
     too, has most of the passes where there are enough for it. In l0 a walk along the boundary and
