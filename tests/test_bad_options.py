@@ -6,11 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import holdfast
+from holdfast.attacks.pgd import PGD
 from holdfast.errors import DataError, InputError, ModelError, PlanError, ThreatError
 from holdfast.plan import load_cascade
 
@@ -77,6 +79,9 @@ def test_a_bad_option_says_what_was_seen_and_what_is_allowed(
     [
         ({"n_audit": 0}, "n_audit is 0"),
         ({"seed": "a"}, "seed is 'a'"),
+        ({"epochs": "a"}, "number of epochs is 'a'"),
+        ({"threat": 3}, "^3 is no threat"),
+        ({"threat": []}, "No threat was given"),
         ({"batch_size": -4}, r"(?s)settings.*batch_size.*-4"),
     ],
 )
@@ -84,9 +89,15 @@ def test_a_hardening_with_a_bad_option_never_begins(
     option: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(PlanError, match=says):
-        holdfast.harden(NET, (X, Y), threat="linf:0.1", epochs=1, out=out, **option)
+    given: dict[str, Any] = {"threat": "linf:0.1", "epochs": 1} | option
+    with pytest.raises(InputError, match=says):
+        holdfast.harden(NET, (X, Y), out=out, **given)
     assert not out.exists()
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    attack = PGD(steps=np.int64(3), step_size=np.float32(0.1))  # type: ignore[arg-type]
+    assert attack.steps == 3
 
 
 @pytest.mark.parametrize(

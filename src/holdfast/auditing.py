@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ from torch import nn
 
 from holdfast.data import Data, as_data
 from holdfast.engine.run import run
-from holdfast.errors import PlanError, ThreatError
+from holdfast.errors import PlanError
 from holdfast.events import Event
 from holdfast.model import Model
 from holdfast.plan import Budget, DataSpec, ModelSpec, Plan, Stage, cascades, checked, stages_of
-from holdfast.threat import Access, Threat, parse_access, parse_threat
+from holdfast.threat import Access, Threat, parse_access, parse_threats
 
 if TYPE_CHECKING:
     from holdfast.reports.report import Report
@@ -92,7 +92,7 @@ def audit(
 
     described = ModelSpec(source=model) if isinstance(model, str) else ModelSpec()
     wrapped = _model(model, device, batch_size, access)
-    threats = _threats(threat)
+    threats = parse_threats(threat)
     with checked("The options"):
         plan = Plan(
             model=described,
@@ -135,23 +135,6 @@ def _model(
         loaded = load_model(str(model))
         return Model(loaded.f, **options, description=loaded.description)
     return Model(model, **options)
-
-
-def _threats(given: Threat | str | Sequence[Threat | str]) -> tuple[Threat, ...]:
-    several = (
-        [given]
-        if isinstance(given, (str, Threat))
-        else list(given)
-        if isinstance(given, Iterable)
-        else [given]
-    )
-    if not several:
-        raise PlanError("No threat was given. Give at least one, e.g. 'linf:8/255'.")
-    if wrong := [t for t in several if not isinstance(t, (str, Threat))]:
-        raise ThreatError(
-            f"{wrong[0]!r} is no threat. Give one as text, e.g. 'linf:8/255', or a threat object."
-        )
-    return tuple(parse_threat(t) if isinstance(t, str) else t for t in several)
 
 
 def _stages(cascade: str | Sequence[Stage | dict[str, Any]]) -> dict[str, Any]:

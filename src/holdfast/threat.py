@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -222,3 +222,21 @@ def parse_threat(text: str) -> Threat:
 
     name, _, size = text.strip().partition(":")
     return registry.perturbation(name.strip().lower()).parse(name.strip().lower(), size.strip())
+
+
+def parse_threats(given: Threat | str | Sequence[Threat | str]) -> tuple[Threat, ...]:
+    """One threat or several, as objects or as text.
+
+    Raises:
+        ThreatError: where there is none, or something else among them.
+    """
+    several: list[Any] = [given]
+    if isinstance(given, Iterable) and not isinstance(given, (str, Threat)):
+        several = list(given)
+    if not several:
+        raise ThreatError("No threat was given. Give at least one, e.g. 'linf:8/255'.")
+    if wrong := [t for t in several if not isinstance(t, (str, Threat))]:
+        raise ThreatError(
+            f"{wrong[0]!r} is no threat. Give one as text, e.g. 'linf:8/255', or a threat object."
+        )
+    return tuple(parse_threat(t) if isinstance(t, str) else t for t in several)

@@ -12,7 +12,11 @@ def require_at_least(attack: str, **options: tuple[float, float]) -> None:
         PlanError: naming the option, the value seen and the smallest allowed.
     """
     for name, (value, smallest) in options.items():
-        if not isinstance(value, (int, float)) or not value >= smallest:
+        try:
+            fits = bool(value >= smallest)
+        except TypeError:  # no number
+            fits = False
+        if not fits:
             raise PlanError(f"{attack}: {name} is {value!r}; it must be at least {smallest}.")
 
 

@@ -92,7 +92,7 @@ class _Search:
         query = attack.ask(state)
         if self.objective is None or query.objective is None:
             return query
-        return Query(query.points, self.objective)
+        return replace(query, objective=self.objective)
 
 
 def _problem(

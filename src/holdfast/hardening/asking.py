@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -126,11 +127,11 @@ def _check_bounds(ask: Ask) -> None:
             "How long may it take? Give either a budget (--budget 45min) or a number of epochs "
             "(--epochs 30)."
         )
-    if ask.epochs is not None and not ask.epochs > 0:
-        raise PlanError(f"The number of epochs is {ask.epochs:g}; give one above 0.")
+    if ask.epochs is not None and not (isinstance(ask.epochs, Real) and ask.epochs > 0):
+        raise PlanError(f"The number of epochs is {ask.epochs!r}; give one above 0.")
     if ask.n_audit is not None and ask.n_audit < 1:
         raise PlanError(f"n_audit is {ask.n_audit}; give at least 1 sample, or audit=False.")
-    if not isinstance(ask.seed, int):
+    if not isinstance(ask.seed, Integral):
         raise PlanError(f"The seed is {ask.seed!r}; give a whole number.")
 
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from holdfast.data import as_data
 from holdfast.defenses.base import Recipe
-from holdfast.errors import PlanError
 from holdfast.events import Event, Found
 from holdfast.hardening import auto, checkpoint, planning
 from holdfast.hardening.asking import Ask, make_fabric, prepare
@@ -32,7 +31,7 @@ from holdfast.hardening.trainer import Setup
 from holdfast.model import Model
 from holdfast.plan import Budget
 from holdfast.record import Finding
-from holdfast.threat import Threat, parse_threat
+from holdfast.threat import Threat, parse_threats
 
 if TYPE_CHECKING:
     from holdfast.reports.report import Report
@@ -140,14 +139,11 @@ def build_ask(
     Raises:
         InputError: for what cannot be read.
     """
-    threats = [threat] if isinstance(threat, (str, Threat)) else list(threat)
-    if not threats:
-        raise PlanError("Which threat shall it withstand? Give one, e.g. threat='linf:8/255'.")
     limit = Budget.parse(budget) if isinstance(budget, str) else budget
     return Ask(
         model=_model(model, device),
         train=as_data(train),
-        threats=tuple(parse_threat(t) if isinstance(t, str) else t for t in threats),
+        threats=parse_threats(threat),
         validation=None if validation is None else as_data(validation),
         test=None if test is None else as_data(test),
         extra=None if extra is None else as_data(extra),
