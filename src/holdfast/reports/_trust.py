@@ -8,10 +8,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from holdfast.evaluation.statistics import Rate
-from holdfast.record import Examined, Suspicion
+from holdfast.record import Examined, Suspicion, Verdict
 
 if TYPE_CHECKING:
     from holdfast.reports.results import StageResult, ThreatResult
+
+
+_LITTLE = (
+    0.1  # of the samples that were right: no more unbroken ones leave little to be wrong about
+)
 
 
 class Confidence(StrEnum):
@@ -72,7 +77,10 @@ def trust_in(result: ThreatResult) -> Trust:
     n_checks = sum(len(look.checks) for look in looks)
     n_probed = max(look.n_probed for look in looks)
     first, lowered = _fall(result, reasons) if reasons else (None, ())
-    if not reasons or (not lowered and not n_probed):  # nothing is left to be wrong about
+    is_settled = result.count(Verdict.UNKNOWN, Verdict.UNFINISHED) <= _LITTLE * result.n_right
+    if not reasons and not n_probed and not is_settled:
+        return Trust(Confidence.UNKNOWN, n_checks=n_checks, n_passes=n_passes)
+    if not reasons or (not lowered and not n_probed and is_settled):
         return Trust(Confidence.TRUSTED, None, (), reasons, n_checks, n_probed, n_passes)
     confidence = Confidence.HELD if _has_acted(looks) else Confidence.OPEN
     if lowered:

@@ -16,6 +16,11 @@ from holdfast.threat import Access
 _MOST_REASONS = 2
 _LONGER = "Longer attacks are left to the cascade 'standard': run it to see how far it falls."
 
+_TOO_FEW = (
+    "Whether attacks were misled was not checked: the unbroken samples are too few to tell. Audit "
+    "more samples."
+)
+
 
 def headline(report: Report, result: ThreatResult) -> str:
     """Whether to trust the number, in one or two sentences; empty where nobody asked."""
@@ -31,8 +36,9 @@ def headline(report: Report, result: ThreatResult) -> str:
                 f"broke no more samples ({_acts(result)}), so the number stands for now."
             )
         case Confidence.OPEN:
-            return f"Don't trust this number, because {because(trust)}. {_idle(report)}"
-    return ""
+            return f"Don't trust this number, because {because(trust)}. {_idle(report, trust)}"
+        case Confidence.UNKNOWN:
+            return _TOO_FEW if result.looks else ""
 
 
 def _trusted(trust: Trust, result: ThreatResult) -> str:
@@ -81,7 +87,9 @@ def _acts(result: ThreatResult) -> str:
     return "; ".join(added) or "the plan's attacks by another route"
 
 
-def _idle(report: Report) -> str:
+def _idle(report: Report, trust: Trust) -> str:
+    if not trust.n_probed:
+        return "The unbroken samples are too few to do something about it: audit more."
     if report.plan.trust == "look":
         return "The plan only looks (trust = look): let it act, and see how far the number falls."
     if report.plan.trust == "reroute":
