@@ -94,14 +94,12 @@ class Search:
             steps, gaps = self._linear_steps(rows, n)
             reach = length(steps.flatten(0, 1), self.norm).double().reshape(gaps.shape)
             order = reach.argsort(dim=1, stable=True)
-            near, likely = order[:, :1], torch.zeros_like(order[:, :1])
-            shares = [self._closed(rows, ranked[rows], c, steps, gaps) for c in (near, likely)]
+            near, likely, classes = order[:, :1], torch.zeros_like(order[:, :1]), ranked[rows]
+            shares = [self._closed(rows, classes, c, steps, gaps) for c in (near, likely)]
             # by the secants: reach / share is smaller
             is_nearer = reach.gather(1, near) * shares[1] <= reach[:, :1] * shares[0]
             is_proven = (shares[0] >= TRUSTED) & is_nearer
-            ranked[rows] = ranked[rows].gather(
-                1, torch.where(is_proven, order, order.sort(1).values)
-            )
+            ranked[rows] = torch.where(is_proven, classes.gather(1, order), classes)
         self.forward[self.open] += 3
         self.backward[self.open] += n
         return ranked
