@@ -58,9 +58,9 @@ def shifted(x: Tensor, rng: Rng) -> Tensor:
     is_inside = ((rows >= 0) & (rows < height))[:, None, :, None]
     is_inside = is_inside & ((columns >= 0) & (columns < width))[:, None, None, :]
     each = torch.arange(n, device=x.device)[:, None, None]
-    moved = x.permute(0, 2, 3, 1)[
-        each, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]
-    ]
+    row = rows.clamp(0, height - 1)[:, :, None]
+    column = columns.clamp(0, width - 1)[:, None, :]
+    moved = x.permute(0, 2, 3, 1)[each, row, column]
     return torch.where(is_inside, moved.permute(0, 3, 1, 2), 0.0)
 
 

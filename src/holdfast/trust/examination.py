@@ -78,11 +78,14 @@ def _rerouted(context: Context, threat: Threat, steps: Sequence[Step]) -> list[S
         return list(steps)
     way = route(directory=str(context.journal.directory), **look.through)
     return [
-        s
-        if s.route or s.attack.card.access is not Access.GRADIENTS
-        else replace(s, route=way, label=f"{s.label}, {way.describe()}")
+        replace(s, route=way, label=f"{s.label}, {way.describe()}") if _follows_own(s) else s
         for s in steps
     ]
+
+
+def _follows_own(step: Step) -> bool:
+    """It follows the model's own gradients."""
+    return not step.route and step.attack.card.access is Access.GRADIENTS
 
 
 def _run(

@@ -196,15 +196,8 @@ def batch_of(search: Search, root: Root, domains: Sequence[Domain], low: bool) -
     for node, cut in cuts.items():
         boxes[node] = clip(boxes[node], cut)
     wide = region.rows(torch.zeros(n, dtype=torch.long))
-    return Batch(
-        A.reshape(n, 1, *search.graph.output_shape),
-        D,
-        d,
-        state,
-        wide,
-        cuts,
-        places,
-    )
+    A = A.reshape(n, 1, *search.graph.output_shape)
+    return Batch(A, D, d, state, wide, cuts, places)
 
 
 def _states(search: Search, root: Root, domains: Sequence[Domain], dtype: torch.dtype) -> State:

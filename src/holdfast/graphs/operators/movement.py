@@ -142,9 +142,11 @@ def onnx_pad(call: Call) -> Ref:
 def onnx_transpose(call: Call) -> Ref | Moved:
     """Permutes axes; reversed by default."""
     axes = call.ints(9, "perm")
-    return call.moved(lambda p: [p.permute(axes or [*reversed(range(p.dim()))])], call.variable())[
-        0
-    ]
+
+    def permute(p: Tensor) -> Tensor:
+        return p.permute(axes or [*reversed(range(p.dim()))])
+
+    return call.moved(lambda p: [permute(p)], call.variable())[0]
 
 
 @onnx("Squeeze", "Unsqueeze")
