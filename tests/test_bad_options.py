@@ -59,6 +59,18 @@ def _stage(**content: Any) -> Callable[[], Any]:
             ModelError,
             r"^The device 'gpu' cannot be used here. Avail",
         ),
+        (lambda: holdfast.Budget(passes=-3), PlanError, r"(?s)^Budget\(.*passes: .*than 0.*: -3"),
+        (
+            lambda: holdfast.Budget(hours=1),  # type: ignore[call-arg]
+            PlanError,
+            r"hours: .*Allowed: seconds, passes, queries \(seen: 1\)",
+        ),
+        (lambda: holdfast.Plan(threats=()), PlanError, r"(?s)^Plan\(.*threats: .*at least 1"),
+        (
+            lambda: holdfast.Plan(threats=("l2:1",), budget={"passes": 0}),  # type: ignore[arg-type]
+            PlanError,
+            r"(?s)^Plan\(.*\n  budget.passes: .*greater than 0 \(seen: 0\)$",
+        ),
         (lambda: holdfast.Model(NET, access="all"), PlanError, r"'all'.*gradients, scores, labels"),
         (lambda: holdfast.Model(NET, batch_size=0), ModelError, r"batch_size is 0; .*at least 1"),
         (_bounds(X, method="cron"), PlanError, r"'cron'.*crown"),
@@ -98,6 +110,11 @@ def test_a_hardening_with_a_bad_option_never_begins(
 def test_numbers_of_numpy_are_numbers() -> None:
     attack = PGD(steps=np.int64(3), step_size=np.float32(0.1))  # type: ignore[arg-type]
     assert attack.steps == 3
+
+
+def test_a_plan_file_with_an_unknown_entry_hears_which_there_are() -> None:
+    with pytest.raises(PlanError, match=r"data\.form: .*Allowed: source, label, n \(seen: 'csv'\)"):
+        holdfast.Plan.from_toml('threats = ["l2:1"]\n[data]\nform = "csv"')
 
 
 @pytest.mark.parametrize(

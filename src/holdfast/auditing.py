@@ -16,7 +16,7 @@ from holdfast.engine.run import run
 from holdfast.errors import PlanError
 from holdfast.events import Event
 from holdfast.model import Model
-from holdfast.plan import Budget, DataSpec, ModelSpec, Plan, Stage, cascades, checked, stages_of
+from holdfast.plan import Budget, ModelSpec, Plan, Stage, cascades, checked, stages_of
 from holdfast.threat import Access, Threat, parse_access, parse_threats
 
 if TYPE_CHECKING:
@@ -93,26 +93,27 @@ def audit(
     described = ModelSpec(source=model) if isinstance(model, str) else ModelSpec()
     wrapped = _model(model, device, batch_size, access)
     threats = parse_threats(threat)
-    with checked("The options"):
-        plan = Plan(
-            model=described,
-            data=DataSpec(source=data if isinstance(data, str) else "", n=n),
-            threats=tuple(t.describe() for t in threats),
-            target=target,
-            access=parse_access(access) if access is not None else wrapped.access,
-            **_stages(cascade),
-            seed=seed,
-            budget=Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
-            quantise=quantise,  # type: ignore[arg-type]
-            precision=precision,  # type: ignore[arg-type]
-            verify=verify,  # type: ignore[arg-type]
-            trust=trust,  # type: ignore[arg-type]
-            curve_steps=curve_steps,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            threads=threads,
-        )
+    asked = {
+        "model": described,
+        "data": {"source": data if isinstance(data, str) else "", "n": n},
+        "threats": [t.describe() for t in threats],
+        "target": target,
+        "access": parse_access(access) if access is not None else wrapped.access,
+        **_stages(cascade),
+        "seed": seed,
+        "budget": Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
+        "quantise": quantise,
+        "precision": precision,
+        "verify": verify,
+        "trust": trust,
+        "curve_steps": curve_steps,
+        "batch_size": batch_size,
+        "device": device,
+        "workers": workers,
+        "threads": threads,
+    }
+    with checked("The options", Plan):
+        plan = Plan.model_validate(asked)
     directory = Path(tempfile.mkdtemp(prefix="holdfast-") if out is None else out)
     for event in run(plan, wrapped, as_data(data, n), directory, threats):
         if on_event is not None:

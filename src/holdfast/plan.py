@@ -29,7 +29,52 @@ from holdfast.threat import Access, Goal
 _UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 
 
-class Stage(BaseModel):
+def explain(error: ValidationError, kind: type[BaseModel] | None = None) -> str:
+    """Pydantic's findings about a ``kind``, one line each: where, what, and the value seen."""
+    lines = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        place = f"  {place}: " if place else "  "
+        text = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden" and kind is not None:
+            text = f"There is no such entry. Allowed: {', '.join(_entries(kind, item['loc']))}"
+        lines.append(f"{place}{text} (seen: {item['input']!r})")
+    return "\n".join(lines)
+
+
+def _entries(kind: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """What may stand where ``place`` does, in a ``kind``."""
+    fields = kind.model_fields
+    for part in place[:-1]:
+        fields = fields[str(part)].annotation.model_fields  # type: ignore[union-attr]
+    return list(fields)
+
+
+@contextmanager
+def checked(name: str, kind: type[BaseModel] | None = None) -> Iterator[None]:
+    """Within this, what pydantic finds wrong, with a ``kind`` for one, is told in our words.
+
+    Raises:
+        PlanError: that ``name`` cannot be used, with every finding.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise PlanError(f"{name} cannot be used:\n{explain(error, kind)}") from None
+
+
+class _Told(BaseModel):
+    """What is wrong with values given by hand is told in our words, as a :class:`PlanError`."""
+
+    def __init__(self, /, **data: Any) -> None:
+        kind = type(self)
+        with checked(f"{kind.__name__}(...)", kind):
+            super().__init__(**data)
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # reading goes past it
+
+
+class Stage(_Told):
     """One attack of a cascade with its options; samples that fall in it leave the cascade."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -70,7 +115,7 @@ class Stage(BaseModel):
         return ", ".join([f"{self.attack}({inner})", *for_whom])
 
 
-class Budget(BaseModel):
+class Budget(_Told):
     """When to stop early; None means never.
 
     ``seconds`` bounds the whole run, ``passes`` and ``queries`` each sample's search under each
@@ -106,7 +151,7 @@ class Budget(BaseModel):
         return cls(**found)
 
 
-class ModelSpec(BaseModel):
+class ModelSpec(_Told):
     """How to load and wrap the model again; empty fields for a model given as a Python object."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -119,7 +164,7 @@ class ModelSpec(BaseModel):
     classes: int | None = None
 
 
-class DataSpec(BaseModel):
+class DataSpec(_Told):
     """How to load the data again; empty fields for data given as Python objects."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,7 +175,7 @@ class DataSpec(BaseModel):
     """Use the first n samples."""
 
 
-class Plan(BaseModel):
+class Plan(_Told):
     """Everything that decides a run's result, and how to run it.
 
     ``batch_size``, ``device``, ``threads``, ``workers``, ``budget.seconds`` and ``curve_steps``
@@ -224,7 +269,7 @@ class Plan(BaseModel):
             content = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise PlanError(f"{name} is not valid TOML: {error}.") from None
-        with checked(name):
+        with checked(name, cls):
             return cls.model_validate(content)
 
     @classmethod
@@ -235,30 +280,6 @@ class Plan(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise PlanError(f"Cannot read the plan {path}: {error}.") from None
         return cls.from_toml(text, str(path))
-
-
-def explain(error: ValidationError) -> str:
-    """Pydantic's findings, one line each: where, what, and the value seen."""
-    lines = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
-        place = f"  {place}: " if place else "  "
-        text = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{place}{text} (seen: {item['input']!r})")
-    return "\n".join(lines)
-
-
-@contextmanager
-def checked(name: str) -> Iterator[None]:
-    """Within this, what pydantic finds wrong is told in our words.
-
-    Raises:
-        PlanError: that ``name`` cannot be used, with every finding.
-    """
-    try:
-        yield
-    except ValidationError as error:
-        raise PlanError(f"{name} cannot be used:\n{explain(error)}") from None
 
 
 def stages_of(cascade: Iterable[Any], name: str) -> tuple[Stage, ...]:

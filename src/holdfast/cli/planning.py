@@ -35,7 +35,7 @@ def make_plan(base: Plan | None, given: Mapping[str, Any]) -> Plan:
     if given.get("cascade") is not None:
         content["stages"] = ()
     _check_complete(content)
-    with checked("The options"):
+    with checked("The options", Plan):
         plan = Plan.model_validate(content)
     for threat in plan.threats:
         parse_threat(threat)
