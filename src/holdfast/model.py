@@ -153,12 +153,13 @@ class Model:
         """Logits ``(n, k)`` float32 of inputs ``(n, *shape)``; the mean over draws if random."""
         return self.answer([Query(x)])[0].logits
 
-    def replay(self, x: Tensor) -> Tensor:
-        """Logits ``(n, k)`` of every row on its own: another batch size than the search used."""
+    def replay(self, x: Tensor, size: int = 1) -> Tensor:
+        """Logits ``(n, k)`` of every row on its own, or among ``size``: not as the search asked."""
         if len(x) == 0:
             return self.logits(x)
+        size = min(size, self.call_rows(tuple(x.shape[1:])))
         with self._crashes(), torch.no_grad():
-            rows = [self._scores(row.to(self.device)) for row in x.split(1)]
+            rows = [self._scores(part.to(self.device)) for part in x.split(size)]
         self.passes.forward += len(x)
         return torch.cat(rows)
 

@@ -88,3 +88,50 @@ def test_nothing_is_paid_for_what_is_not_allowed():
         model.recognise(x)
         found = judge(model, torch.tensor([[0.3, 0.5], [0.46, 0.5]]), allowed, y, goal)
     assert found.forward.tolist() == [0, 2]
+
+
+class Leaning(torch.nn.Module):
+    """Two scores that lean a little towards the second class the more inputs there are."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def forward(self, x):
+        self.sizes.append(len(x))
+        lean = 4e-4 if len(x) > 1 else 0.0
+        return torch.stack([x[:, 0] - 0.5 - lean, 0.5 - x[:, 0]], 1)
+
+
+def test_many_claims_are_replayed_together_and_the_close_ones_alone():
+    net = Leaning()
+    model = Model(net, head="logits")
+    points = torch.cat([torch.full((40, 1), 0.46), torch.full((3, 1), 0.5001)])
+    x, y, goal = (
+        torch.full((43, 1), 0.55),
+        torch.zeros(43, dtype=torch.int64),
+        torch.full((43,), -1),
+    )
+    allowed = holdfast.parse_threat("linf:0.1").bind(x, model.domain)
+    with model.session():
+        model.recognise(x)
+        net.sizes.clear()
+        found = judge(model, points, allowed, y, goal)
+    # in the batch all are wrong; alone the three that are close are right
+    assert found.accepted.tolist() == [True] * 40 + [False] * 3
+    assert net.sizes == [43, 16, 16, 8, 1, 1, 1]
+    assert found.forward.tolist() == [2] * 43
+
+
+def test_a_model_that_takes_one_input_is_asked_about_one():
+    net = Leaning()
+    model = Model(net, head="logits")
+    model.max_rows = 1
+    points, x = torch.full((20, 1), 0.46), torch.full((20, 1), 0.55)
+    y, goal = torch.zeros(20, dtype=torch.int64), torch.full((20,), -1)
+    allowed = holdfast.parse_threat("linf:0.1").bind(x, model.domain)
+    with model.session():
+        model.recognise(x[:1])
+        net.sizes.clear()
+        assert judge(model, points, allowed, y, goal).accepted.all()
+    assert set(net.sizes) == {1}

@@ -77,8 +77,15 @@ def test_a_busy_machine_has_no_threads_to_spare(monkeypatch):
 
 def test_calls_are_as_small_as_is_fast():
     square = Slow(lambda x: 1e-7 * len(x) ** 2)
-    assert tuned(square).rows == 64  # the smallest that is tried of at most 256
+    assert tuned(square).rows == 32  # the smallest that is tried of at most 256
     assert tuned(Slow(lambda x: 5e-3)).rows is None
+    assert tuned(Slow(lambda x: 5e-3 * (1 + 2 * (len(x) // 130)))).rows == 128
+
+
+def test_larger_calls_are_not_measured_where_smaller_ones_are_as_fast():
+    sizes = []
+    assert tuned(Slow(lambda x: sizes.append(len(x)) or 1e-4 * len(x)), threads=1).rows == 32
+    assert max(sizes) == 32
 
 
 def test_short_runs_are_not_measured():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from holdfast.attacks._losses import cross_entropy
 from holdfast.attacks.base import Answer, Objective, Query
-from holdfast.engine.judge import N_DRAWS
+from holdfast.engine.judge import N_DRAWS, NEIGHBOURS
 from holdfast.engine.scan import inside
 from holdfast.errors import DataError, ModelError
 from holdfast.model import Model, RowBlock
@@ -111,7 +111,7 @@ def _randomness(model: Model, x: Tensor) -> list[Finding]:
 def _check_rows_apart(model: Model, x: Tensor) -> None:
     together, alone = model.logits(x), model.replay(x)
     difference = float((together - alone).abs().max())
-    is_apart = difference <= 1e-3 * (1 + float(alone.abs().max()))
+    is_apart = difference <= NEIGHBOURS * (1 + float(alone.abs().max()))
     if not is_apart and model.batch_size == 1:
         model.max_rows = 1
     elif not is_apart:

@@ -32,12 +32,13 @@ _SHARE = 0.1  # of the run's own time that measuring may take
 _FEWEST_JOB_PASSES = 20  # of a sample in an audit, to know how long one will take
 _SHORT_RUN = 1.0  # seconds: nothing to win
 _FIRST_ROWS = 8
+_GROWTH = 4  # of calls, from one measurement to the next
+_WORTH_GROWING = 1.25  # how much cheaper a row became when larger calls still are measured
 _SECONDS = 0.03  # of one measurement, at least
 _FEWEST_PASSES, _MOST_PASSES = 2, 30
 _WAKING = 20.0  # times longer than one thread on a single row: the cores are taken
 _GAIN = 1.1  # how much faster a way must be to be taken
 _GAIN_OF_THREADS = 1.25  # more: the machine may get busier
-_FEWEST_ROWS = 16
 
 
 @contextmanager
@@ -153,36 +154,40 @@ class _Search:
         self.limit = min(_MOST_SECONDS, _SHARE * expected)
         if expected < _SHORT_RUN:
             return best
-        if per_row * len(whole) < self.limit / 5:  # else a large model: measuring costs
+        if self._has_time_for(_GROWTH * _FIRST_ROWS, per_row):  # else a large model
             self.x = whole
-            best = self._rows(best)
+            best = self._rows(best, per_row)
         best = self._threads(best, most) if threads is None else best
         return self._format(best)
 
-    def _rows(self, best: Tuning) -> Tuning:
-        """Fewer rows of a call often stay in the processor's caches."""
-        sizes = [n for n in (self.rows // 2, self.rows // 4) if n >= _FEWEST_ROWS]
-        return self._fastest(best, [replace(best, rows=n) for n in sizes])
+    def _rows(self, best: Tuning, cost: float) -> Tuning:
+        """Calls grow while that makes a row a good deal cheaper: smaller ones stay in the caches.
+
+        ``cost`` is that of a row where calls have ``_FIRST_ROWS``.
+        """
+        rows, size = min(_GROWTH * _FIRST_ROWS, self.rows), _FIRST_ROWS
+        while size < self.rows:
+            size = min(_GROWTH * size, self.rows)
+            if not self._has_time_for(size, cost):
+                break
+            new = self._cost(replace(best, rows=size))
+            if new <= cost:
+                rows = size
+            if new * _WORTH_GROWING > cost:
+                break
+            cost = new
+        return best if rows == self.rows else replace(best, rows=rows)
 
     def _format(self, best: Tuning) -> Tuning:
         if self.x.ndim != 4 or self.x.shape[1] == 1:
             return best
         other = replace(best, is_channels_last=True)
         try:
-            return self._fastest(best, [other])
+            cost = self._cost(best)
+            is_faster = not self._is_late and self._cost(other) * _GAIN < cost
         except (HoldfastError, RuntimeError):
             return best  # a view of the network refuses the format
-
-    def _fastest(self, best: Tuning, others: list[Tuning]) -> Tuning:
-        self._use(best)
-        cost = self._cost(best)
-        for other in others:
-            if self._is_late:
-                break
-            new = self._cost(other)
-            if new * _GAIN < cost:
-                best, cost = other, new
-        return best
+        return other if is_faster else best
 
     def _cost(self, tuning: Tuning, n: int = 0) -> float:
         """Seconds per row, the least of ``n`` passes, or of as many as say something."""
@@ -243,7 +248,12 @@ class _Search:
 
     @property
     def _is_late(self) -> bool:
-        return time.perf_counter() - self.began > self.limit
+        return not self._has_time_for(0, 0.0)
+
+    def _has_time_for(self, rows: int, cost: float) -> bool:
+        """Whether a measurement of calls with so many ``rows`` of that ``cost`` ends in time."""
+        seconds = (1 + _FEWEST_PASSES) * rows * cost
+        return time.perf_counter() - self.began + seconds <= self.limit
 
 
 def _is_busy() -> bool:
