@@ -223,11 +223,18 @@ def test_models_without_gradients_are_noticed():
     assert not model.has_gradients
 
 
-def test_models_without_any_gradient_are_attacked_by_scores():
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.astype("f4"),  # arrays alone have astype: the model cannot run on tensors
+        np.asarray,  # runs on tensors too, but not on those that want gradients
+        lambda x: x.numpy() if isinstance(x, torch.Tensor) else x,
+    ],
+)
+def test_models_without_any_gradient_are_attacked_by_scores(read):
     weights = net()[0].weight.detach().numpy()
     y = torch.zeros(12, dtype=torch.int64)
-    # numpy alone has astype: the model cannot run on tensors
-    model = Model(lambda x: x.astype("f4") @ weights.T)
+    model = Model(lambda x: read(x) @ weights.T)
     with model.session():
         codes = {finding.code for finding in preflight(model, X, y, y)}
     assert "no_gradients" in codes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -54,13 +54,13 @@ class ArrayData:
 
     def __post_init__(self) -> None:
         """Check the shapes against each other."""
-        if len(self.x) != len(self.y) or self.y.ndim != 1 or self.x.ndim < 2:
+        if self.x.shape[:1] == (0,):
+            raise DataError("There are no samples: x has length 0.")
+        if self.x.ndim < 2 or self.x.shape[:1] != self.y.shape:
             raise DataError(
                 f"Inputs {tuple(self.x.shape)} and labels {tuple(self.y.shape)} do not fit: give "
                 "x as (n, ...) and y as (n,)."
             )
-        if len(self.x) == 0:
-            raise DataError("There are no samples: x has length 0.")
         object.__setattr__(self, "shape", tuple(self.x.shape[1:]))
 
     def __len__(self) -> int:
@@ -127,22 +127,86 @@ class DatasetData:
 
     def fetch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The samples ``indices``, stacked."""
-        pairs = [self.dataset[int(i)] for i in indices]
-        x = torch.stack([torch.as_tensor(np.asarray(p[0])) for p in pairs])
-        y = torch.tensor([int(p[1]) for p in pairs])
-        return (x.float() / 255 if x.dtype == torch.uint8 else x.float()), y.long()
+        pairs = [self._pair(int(i)) for i in indices]
+        x = _inputs([x for x, _ in pairs])
+        y = torch.tensor([y for _, y in pairs], dtype=torch.int64)
+        return (x.float() / 255 if x.dtype == torch.uint8 else x.float()), y
+
+    def _pair(self, index: int) -> tuple[Any, int]:
+        sample = self.dataset[index]
+        if not isinstance(sample, (tuple, list)) or len(sample) < 2:
+            raise DataError(
+                f"Sample {index} of {self.description} is no pair (x, y), but {_seen(sample)}. "
+                "Wrap it in a Dataset that returns pairs."
+            )
+        return sample[0], _class_number(sample[1], index)
+
+
+def _class_number(label: Any, index: int) -> int:
+    try:
+        number = int(label)
+    except (TypeError, ValueError, RuntimeError):
+        number = None
+    if number is None or number != label:
+        raise DataError(
+            f"The label of sample {index} is {label!r}. Labels of a Dataset are class numbers, "
+            "counted from 0."
+        )
+    return number
+
+
+def _input(value: Any) -> Tensor:
+    """One input; a PIL image with its channels first, as torchvision has it."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if _is_picture(value):
+        pixels = np.array(value.convert("RGB") if value.mode == "P" else value)
+        return torch.as_tensor(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
+    array = np.asarray(value)
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
+
+
+def _is_picture(value: Any) -> bool:
+    return hasattr(value, "getbands")  # PIL's images
+
+
+def _inputs(values: Any) -> Tensor:
+    """Many inputs ``(n, ...)``: a tensor, an array, a table, or a list of either or of images.
+
+    Raises:
+        DataError: where they are no numbers, or differ in shape.
+    """
+    try:
+        first = next(iter(values), None) if isinstance(values, (list, tuple)) else None
+        if isinstance(first, Tensor) or _is_picture(first):
+            return torch.stack([_input(value) for value in values])
+        return _input(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"The inputs cannot be read as numbers of one shape ({error}). Give a tensor or an "
+            "array (n, ...)."
+        ) from None
+
+
+def _seen(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with {', '.join(map(str, value))}"
+    return f"a {type(value).__name__}"
 
 
 def as_data(given: Any, n: int | None = None) -> Data:
     """What a Python user gives, as data.
 
     ``given`` is data already, a path or name (see :func:`holdfast.modalities.load`), a pair
-    ``(x, y)`` of tensors or arrays, a ``Dataset`` or a ``DataLoader``.
+    ``(x, y)`` of tensors or arrays, a ``Dataset`` or a ``DataLoader``. Labels of a pair may
+    also be one-hot.
 
     Raises:
         DataError: for anything else, or where x and y do not fit.
     """
     data = _as_data(given)
+    if not len(data):
+        raise DataError(f"There are no samples: {data.description} is empty.")
     return FirstN(data, n) if n is not None and n < len(data) else data
 
 
@@ -156,14 +220,27 @@ def _as_data(given: Any) -> Data:
     if isinstance(given, torch.utils.data.DataLoader):
         return _from_loader(given)
     if isinstance(given, (tuple, list)) and len(given) == 2:
-        x, y = (torch.as_tensor(np.asarray(v) if not isinstance(v, Tensor) else v) for v in given)
-        return ArrayData(x.detach().cpu(), y.detach().cpu().squeeze(-1) if y.ndim == 2 else y.cpu())
-    if hasattr(given, "__getitem__") and hasattr(given, "__len__"):
+        return _paired(*given)
+    is_sequence = hasattr(given, "__getitem__") and hasattr(given, "__len__")
+    if is_sequence and not isinstance(given, (Tensor, np.ndarray, Mapping)):
         return DatasetData(given)
     raise DataError(
-        f"Cannot use {type(given).__name__} as data. Give a pair (x, y) of tensors or arrays, a "
+        f"Cannot use {_seen(given)} as data. Give a pair (x, y) of tensors or arrays, a "
         "Dataset, a DataLoader, or the path or name of data."
     )
+
+
+def _paired(x: Any, y: Any, description: str = "arrays in memory") -> Data:
+    from holdfast.modalities._labels import class_numbers
+
+    labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
+    if labels.dtype.kind not in "iufb":
+        raise DataError(
+            f"The labels are {labels.flatten()[:3].tolist()}, ...: give class numbers, counted "
+            "from 0 in the order of the model's outputs."
+        )
+    numbers, names, note = class_numbers(labels, description)
+    return ArrayData(_inputs(x), numbers, names, f"{description}; {note}" if note else description)
 
 
 def _from_loader(loader: Any) -> Data:
@@ -173,6 +250,13 @@ def _from_loader(loader: Any) -> Data:
     default = torch.utils.data.default_collate
     if plain and loader.collate_fn is default and hasattr(loader.dataset, "__getitem__"):
         return DatasetData(loader.dataset, "a DataLoader's dataset")
-    batches = [(x, y) for x, y, *_ in loader]
-    x, y = torch.cat([b[0] for b in batches]), torch.cat([b[1] for b in batches])
-    return ArrayData(x.cpu(), y.cpu(), description="the batches of a DataLoader")
+    batches = list(loader)
+    for batch in batches[:1]:
+        if not isinstance(batch, (tuple, list)) or len(batch) < 2:
+            raise DataError(
+                f"The first batch of the DataLoader is no pair (x, y), but {_seen(batch)}. Give a "
+                "DataLoader, or a Dataset, of pairs."
+            )
+    x = torch.cat([_inputs(batch[0]) for batch in batches])
+    y = torch.cat([torch.as_tensor(batch[1]) for batch in batches])
+    return _paired(x, y, "the batches of a DataLoader")

@@ -51,3 +51,14 @@ def test_a_handful_that_nothing_broke_is_not_called_broken(
     assert "too few" in said
     page = report.save(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "too few" in page
+
+
+def test_where_nothing_was_attacked_there_is_nothing_to_trust(tmp_path: Path):
+    x = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 4))
+    with torch.no_grad():
+        y = (net(x).argmax(1) + 1) % 4
+    report = holdfast.audit(net, (x, y), "linf:0.1", cascade="quick", verify="off")
+    assert headline(report, report.threats["linf:0.1"]) == ""
+    page = report.save(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Can these figures be trusted" not in page

@@ -163,12 +163,12 @@ def _is_differentiable_at_all(model: Model, x: Tensor) -> bool:
 def _is_differentiable(model: Model, x: Tensor) -> bool:
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_(True)
-        out = model.raw(x)
-        if not out.requires_grad:
-            return False
         try:
+            out = model.raw(x)
+            if not out.requires_grad:
+                return False
             return torch.autograd.grad(out.sum(), x, allow_unused=True)[0] is not None
-        except RuntimeError:  # an operator without a derivative
+        except RuntimeError:  # NumPy inside, or an operator without a derivative
             return False
 
 

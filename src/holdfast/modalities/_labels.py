@@ -14,7 +14,7 @@ from holdfast.errors import DataError
 def class_numbers(values: Any, where: str) -> tuple[Tensor, tuple[str, ...], str]:
     """Labels ``(n,)`` int64, class names where the labels were texts, and a note on what was done.
 
-    Integers stay as they are. Texts and booleans are numbered in sorted order; rows of one 1 and
+    Integers stay as they are, and False is 0. Texts are numbered in sorted order; rows of one 1 and
     zeros (one-hot) become the position of the 1.
 
     Raises:
@@ -28,6 +28,8 @@ def class_numbers(values: Any, where: str) -> tuple[Tensor, tuple[str, ...], str
         y, note = y.argmax(1), "one-hot labels turned into class numbers"
     if y.ndim != 1:
         raise DataError(f"The labels of {where} have shape {y.shape}: give one per sample, (n,).")
+    if y.dtype.kind == "b":
+        return torch.from_numpy(y.astype(np.int64)), ("False", "True"), note
     if y.dtype.kind in "iu":
         return torch.from_numpy(y.astype(np.int64)), (), note
     if y.dtype.kind == "f":

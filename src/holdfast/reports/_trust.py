@@ -69,7 +69,7 @@ class Trust:
 def trust_in(result: ThreatResult) -> Trust:
     """The verdict on one threat's number."""
     looks = result.looks
-    if not looks:
+    if not looks or not result.is_attacked:
         return Trust(Confidence.UNKNOWN)
     reasons = tuple(s for look in looks for s in look.suspicions)
     reasons = tuple(sorted(reasons, key=lambda s: not s.is_cause))

@@ -38,7 +38,7 @@ def headline(report: Report, result: ThreatResult) -> str:
         case Confidence.OPEN:
             return f"Don't trust this number, because {because(trust)}. {_idle(report, trust)}"
         case Confidence.UNKNOWN:
-            return _TOO_FEW if result.looks else ""
+            return _TOO_FEW if result.looks and result.is_attacked else ""
 
 
 def _trusted(trust: Trust, result: ThreatResult) -> str:
