@@ -51,6 +51,12 @@ def like(values: Tensor, reference: Tensor) -> Tensor:
     return values.reshape(-1, *(1,) * (reference.ndim - 1))
 
 
+def copied(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Indices of ``n`` copies of every one of ``rows``, one after the other, and their numbers."""
+    index = torch.arange(n * len(rows), device=rows.device)
+    return index // n, index % n
+
+
 def _map(function: Callable[[list[Tensor]], Tensor], records: list[Any]) -> Any:
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(records[0]):

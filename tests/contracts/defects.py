@@ -16,10 +16,11 @@ from holdfast.attacks.carlini_wagner import CarliniWagner
 from holdfast.attacks.fab import FAB
 from holdfast.attacks.fmn import FMN
 from holdfast.attacks.pgd import PGD
+from holdfast.attacks.square import Square
 from holdfast.engine.random import Rng
 from holdfast.perturbations.ball import Ball
 from holdfast.perturbations.l2 import L2Ball
-from holdfast.rows import static_field
+from holdfast.rows import copied, static_field, take
 from holdfast.threat import Access, Domain
 
 
@@ -49,6 +50,7 @@ class Sound:
 
     option, options, __call__ = PGD.option, PGD.options, PGD.__call__
     phase, stays_inside = PGD.phase, PGD.stays_inside
+    ahead, looks_ahead = PGD.ahead, PGD.looks_ahead
 
 
 # ------------------------------------------------------------------ weak
@@ -433,3 +435,58 @@ class ForgetsTheBox(SoundProjections):
         ball = state.allowed
         points = query.points.clamp(ball.box_lower + 99, ball.box_upper - 99)
         return replace(query, points=points)
+
+
+# ------------------------------------------------------------------ short-sighted
+
+
+class SoundSearch(Sound):
+    """Square, unharmed."""
+
+    queries: int = 60
+
+    @property
+    def max_queries(self) -> int:
+        return self.queries
+
+    @property
+    def inner(self) -> Any:
+        return Square(queries=self.queries)
+
+    card: ClassVar[Any] = replace(Square.card, name="planted")
+    looks_ahead = True
+
+    def ahead(self, state, n):
+        return self.inner.ahead(state, n)
+
+    def is_fruitless(self, state, answer):
+        return self.inner.is_fruitless(state, answer)
+
+
+class ForeseesOtherNumbers(SoundSearch):
+    def ahead(self, state, n):
+        states = super().ahead(state, n)
+        return replace(states, rng=states.rng.skip(1))
+
+
+class ForeseesTheSame(SoundSearch):
+    """Copies that do not move on."""
+
+    def ahead(self, state, n):
+        return take(state, copied(state.y, n)[0])
+
+
+class MissesWhatMatters(SoundSearch):
+    def is_fruitless(self, state, answer):
+        return torch.ones_like(state.finished)
+
+
+class ForgetsTheEnd(SoundSearch):
+    def ahead(self, state, n):
+        states = super().ahead(state, n)
+        return replace(states, finished=torch.zeros_like(states.finished))
+
+
+class ValuesEveryAnswer(SoundSearch):
+    def is_fruitless(self, state, answer):
+        return torch.zeros_like(state.finished)

@@ -43,6 +43,13 @@ CATCHES = {
         (d.FinishesAsOne, "linf"),
         (d.DoublesItsPasses, "linf"),
     ],
+    "foresees_its_questions": [
+        (d.ForeseesOtherNumbers, "linf"),
+        (d.ForeseesTheSame, "l2"),
+        (d.MissesWhatMatters, "linf"),
+        (d.ForgetsTheEnd, "linf"),
+        (d.ValuesEveryAnswer, "l1"),
+    ],
     "takes_any_head": [(d.NeedsThreeClasses, "linf")],
     "takes_any_shape": [(d.NeedsImages, "linf")],
     "survives_bad_gradients": [(d.FollowsNaN, "linf")],
@@ -96,6 +103,11 @@ def test_unharmed_attack_passes(name):
     Case(CONTRACTS[name], d.Sound(), "linf").check()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_unharmed_search_passes(norm):
+    Case(CONTRACTS["foresees_its_questions"], d.SoundSearch(), norm).check()
+
+
 @pytest.mark.parametrize("kind", [d.SoundDescent, d.SoundProjections])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_unharmed_minimal_attack_passes(kind, norm):
@@ -104,7 +116,7 @@ def test_unharmed_minimal_attack_passes(kind, norm):
 
 def _all_defects():
     kinds = [k for k in vars(d).values() if isinstance(k, type) and issubclass(k, d.Sound)]
-    sound = (d.Sound, d.SoundMinimal, d.SoundDescent, d.SoundProjections)
+    sound = (d.Sound, d.SoundSearch, d.SoundMinimal, d.SoundDescent, d.SoundProjections)
     return [k for k in kinds if k not in sound]
 
 

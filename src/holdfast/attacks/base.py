@@ -222,6 +222,25 @@ class Attack(ABC):
         """
         return None
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether it can tell what comes next, in some of its phases."""
+        return type(self).ahead is not Attack.ahead
+
+    def ahead(self, state: Any, n: int) -> Any | None:
+        """What comes next if the answers change nothing, so that it can be asked in one call.
+
+        Returns:
+            ``n`` copies of every row, one after the other: its state after 0, 1, ..., ``n - 1``
+            answers that change nothing, ``finished`` from where another question is not sure to
+            follow; None where the attack cannot tell.
+        """
+        return None
+
+    def is_fruitless(self, state: Any, answer: Answer) -> Tensor:
+        """Which answers to such copies change nothing but the number of the question ``(m,)``."""
+        raise NotImplementedError
+
     def option(self, name: str, default: int) -> int:
         """An option that not every attack has, e.g. ``restarts``."""
         return int(getattr(self, name, default))

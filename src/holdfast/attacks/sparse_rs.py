@@ -25,7 +25,7 @@ from holdfast.attacks._options import require_schedule
 from holdfast.attacks._places import drawn_from, painted
 from holdfast.attacks.base import Answer, Attack, Card, Problem, Query
 from holdfast.engine.random import Rng
-from holdfast.rows import like
+from holdfast.rows import copied, like, take, where
 from holdfast.threat import Access, AllowedSet
 
 ENDS = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -128,6 +128,19 @@ class SparseRS(Attack):
             finished=step >= self.queries,
         )
         return _swapped(state, self._n_swaps(state))
+
+    def ahead(self, state: SparseRSState, n: int) -> SparseRSState:
+        """The sets that come next where none of them raises the margin."""
+        rows, passed = copied(state.y, n)
+        states = take(state, rows)
+        states = replace(states, step=states.step + passed)
+        states = replace(states, finished=states.step >= self.queries)
+        return where(passed > 0, _swapped(states, self._n_swaps(states)), states)
+
+    def is_fruitless(self, state: SparseRSState, answer: Answer) -> Tensor:
+        """The margin fell."""
+        gain = goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
+        return gain < state.best_margin
 
     def _n_swaps(self, state: SparseRSState) -> Tensor:
         """How many places the next query swaps ``(n,)``: at least one where there is one."""

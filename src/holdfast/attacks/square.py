@@ -21,14 +21,14 @@ from torch import Tensor
 
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks._options import require_schedule
-from holdfast.attacks._square import l1, l2, linf
+from holdfast.attacks._square import l1, l2, linf, masses
 from holdfast.attacks._square.patterns import L1_PATTERN, L2_PATTERN, Pattern
 from holdfast.attacks._square.windows import Windows, windows_for
 from holdfast.attacks.base import Answer, Attack, Card, Problem, Query
 from holdfast.engine.random import Rng
 from holdfast.perturbations.l1 import L1Ball
 from holdfast.perturbations.l2 import L2Ball
-from holdfast.rows import like, static_field
+from holdfast.rows import copied, like, static_field, take
 from holdfast.threat import Access, AllowedSet
 
 
@@ -119,6 +119,32 @@ class Square(Attack):
             finished=state.step + 1 >= self.queries,
         )
 
+    def ahead(self, state: SquareState, n: int) -> SquareState:
+        """The windows that come next where none of them raises the margin."""
+        rows, passed = copied(state.y, n)
+        states = take(state, rows)
+        size = _n_numbers(state.allowed, state.windows)
+        rng, earlier = states.rng, (passed - 1).clamp_min(0)
+        moved = _moved(
+            states.allowed,
+            states.best,
+            state.windows,
+            rng.skip(earlier * size),
+            states.step + earlier,
+        )
+        return replace(
+            states,
+            points=torch.where(like(passed > 0, moved), moved, states.points),
+            rng=rng.skip(passed * size),
+            step=states.step + passed,
+            finished=states.step + passed >= self.queries,
+        )
+
+    def is_fruitless(self, state: SquareState, answer: Answer) -> Tensor:
+        """The margin fell."""
+        gain = goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
+        return gain < state.best_margin
+
     def begin(self, state: SquareState, points: Tensor, margins: Tensor) -> SquareState:
         """The whole schedule again, from ``points`` whose margins ``(n,)`` are known."""
         state = replace(state, step=torch.zeros_like(state.step), best_margin=margins)
@@ -127,8 +153,9 @@ class Square(Attack):
 
 def _proposed(state: SquareState, best: Tensor) -> SquareState:
     """The best point so far, and one beside it to look at next."""
-    points, n = _moved(state.allowed, best, state.windows, state.rng, state.step)
-    return replace(state, rng=state.rng.skip(n), best=best, points=points)
+    points = _moved(state.allowed, best, state.windows, state.rng, state.step)
+    rng = state.rng.skip(_n_numbers(state.allowed, state.windows))
+    return replace(state, rng=rng, best=best, points=points)
 
 
 def _pattern_of(allowed: AllowedSet) -> Pattern | None:
@@ -147,10 +174,14 @@ def _start(allowed: AllowedSet, windows: Windows, rng: Rng) -> Tensor:
     return linf.stripes(allowed, windows, rng)
 
 
-def _moved(
-    allowed: AllowedSet, best: Tensor, windows: Windows, rng: Rng, step: Tensor
-) -> tuple[Tensor, int]:
-    """Points one window away from ``best``, and how many random numbers each row used."""
+def _n_numbers(allowed: AllowedSet, windows: Windows) -> int:
+    """Random numbers of one move of one row."""
+    has_masses = isinstance(allowed, L2Ball | L1Ball)
+    return masses.n_numbers(windows) if has_masses else linf.n_numbers(windows)
+
+
+def _moved(allowed: AllowedSet, best: Tensor, windows: Windows, rng: Rng, step: Tensor) -> Tensor:
+    """Points one window away from ``best``."""
     if isinstance(allowed, L2Ball):
         return l2.move_mass(allowed, best, windows, rng, step)
     if isinstance(allowed, L1Ball):

@@ -24,7 +24,7 @@ from holdfast.attacks.base import Answer, Attack, Card, Objective, Problem, Quer
 from holdfast.attacks.malt import LOOK as WARM_LOOK
 from holdfast.attacks.malt import MALT, RANK, MALTState, share_left
 from holdfast.attacks.square import Square, SquareState
-from holdfast.rows import like
+from holdfast.rows import copied, like, take
 from holdfast.threat import Access
 
 SEARCH, CLIMB, LOOK = 3, 4, 5  # phases after those of MALT: random search; a step; the last point
@@ -193,6 +193,20 @@ class SquarePGD(Attack):
             return self._warmed(state, answer)
         return self._climbed(state, answer) if kind == CLIMB else self._next_round(state)
 
+    def ahead(self, state: SquarePGDState, n: int) -> SquarePGDState | None:
+        """The queries of a search that come next where none of them raises the margin."""
+        if _kind(state) != SEARCH:
+            return None
+        rows, _ = copied(state.y, n)
+        search = self._square.ahead(state.search, n)
+        return replace(
+            take(state, rows), search=search, finished=self._is_over(search, state.clean[rows])
+        )
+
+    def is_fruitless(self, state: SquarePGDState, answer: Answer) -> Tensor:
+        """The margin fell."""
+        return self._square.is_fruitless(state.search, answer)
+
     def _warmed(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
         """A step of the warm-up; after the last of its runs, the search from its best point.
 
@@ -225,8 +239,7 @@ class SquarePGD(Attack):
     def _searched(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
         """A query of the search; where it is over, the steps begin at its best point."""
         search = self._square.tell(state.search, answer)
-        worth = search.step * share_left(search.best_margin, state.clean)
-        over = search.finished | ((search.step >= _SOONEST) & (worth >= self.patience))
+        over = self._is_over(search, state.clean)
         return replace(
             state,
             search=search,
@@ -236,6 +249,11 @@ class SquarePGD(Attack):
             step=torch.zeros_like(state.step),
             kind=torch.where(over, CLIMB, SEARCH),
         )
+
+    def _is_over(self, search: SquareState, clean: Tensor) -> Tensor:
+        """Whether a search has had all its queries, or as many as it is worth."""
+        worth = search.step * share_left(search.best_margin, clean)
+        return search.finished | ((search.step >= _SOONEST) & (worth >= self.patience))
 
     def _climbed(self, state: SquarePGDState, answer: Answer) -> SquarePGDState:
         allowed = state.search.allowed

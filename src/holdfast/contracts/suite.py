@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from holdfast import registry
 from holdfast.attacks.base import Attack
-from holdfast.contracts import _behaviour, _nearest, _strength, _whole
+from holdfast.contracts import _behaviour, _foresight, _nearest, _strength, _whole
 from holdfast.contracts._cases import Checked, Named, check_all
 from holdfast.contracts._toys import RADII
 
@@ -39,6 +39,7 @@ CONTRACTS: dict[str, Contract] = {
         Contract(_behaviour.survives_a_stop),
         Contract(_behaviour.uses_the_last_answer),
         Contract(_behaviour.keeps_to_its_budget),
+        Contract(_foresight.foresees_its_questions, MEDIUM),
         Contract(_behaviour.takes_any_head),
         Contract(_behaviour.takes_any_shape),
         Contract(_behaviour.survives_bad_gradients),

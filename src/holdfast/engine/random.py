@@ -63,8 +63,13 @@ class Rng:
             value = torch.tensor(_signed(value), dtype=torch.int64, device=self.key.device)
         return Rng(_mix(_mix(self.key + _GOLDEN) + _mix(value.to(torch.int64) * _GOLDEN + _MIX1)))
 
-    def skip(self, count: int) -> Rng:
-        """The same streams, ``count`` elements further on: cheaper than a fold at every step."""
+    def skip(self, count: int | Tensor) -> Rng:
+        """The same streams, ``count`` elements (an int, or int64 ``(n,)``) further on.
+
+        Cheaper than a fold at every step.
+        """
+        if isinstance(count, Tensor):
+            return Rng(self.key + count * _GOLDEN)  # products wrap around
         return Rng(self.key + _signed(count * _GOLDEN))
 
     def bits(self, shape: tuple[int, ...]) -> Tensor:

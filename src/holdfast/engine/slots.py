@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
+from holdfast.engine.lookahead import Preview, is_able, room
 from holdfast.engine.tally import Tally, counted, fresh, has_spent, is_due, kept, refuse, watched
 from holdfast.model import Model
 from holdfast.record import Outcome
@@ -37,6 +39,17 @@ class _Lane:
         """What its attack wants to know, by the lane's route."""
         query = self.attack.ask(self.state)
         return query if self.route is None else replace(query, route=self.route)
+
+    def settle(self, view: Preview, answer: Answer, model: Model) -> tuple[Query, Answer]:
+        """Go to where every job has to be told something; what it asked there, and the answer.
+
+        The passes of questions that no job comes to are no more counted than those of padding.
+        """
+        passed = view.passed(self.attack, answer)
+        model.passes.forward -= len(answer.logits) - len(passed) - int(passed.sum())
+        self.tally = view.counted(self.tally, passed, answer)
+        self.state, query, answer = view.at(passed, answer)
+        return query, answer
 
     def part(self, rows: Tensor) -> _Lane:
         """The lane of some of its rows."""
@@ -125,13 +138,31 @@ class Slots:
     def tick(self) -> list[Ended]:
         """One pass of the model for every job in flight; the jobs that are over after it."""
         lanes = list(self._lanes.items())
-        queries = [lane.ask() for _, lane in lanes]
+        views = self._previews([lane for _, lane in lanes])
+        queries = [
+            lane.ask() if view is None else view.query
+            for (_, lane), view in zip(lanes, views, strict=True)
+        ]
         answers = self.model.search(queries)
         ended, self._over = self._over, []
-        for (_, lane), query, answer in zip(lanes, queries, answers, strict=True):
+        for (_, lane), view, query, answer in zip(lanes, views, queries, answers, strict=True):
+            if view is not None:
+                query, answer = lane.settle(view, answer, self.model)
             ended += self._advance(lane, query, answer, query.passes(self.model.draws))
         self._regroup(lanes)
         return ended
+
+    def _previews(self, lanes: Sequence[_Lane]) -> list[Preview | None]:
+        """Of the lanes that can look ahead, where a call of all lanes has rows to spare."""
+        sizes = [len(lane.jobs) for lane in lanes]
+        able = [lane.attack.looks_ahead for lane in lanes]
+        n = room(self.model, sum(sizes), sum(compress(sizes, able)))
+        return [
+            Preview.of(lane.attack, lane.state, n)
+            if n > 1 and is_one and is_able(lane.jobs, lane.tally)
+            else None
+            for lane, is_one in zip(lanes, able, strict=True)
+        ]
 
     def _regroup(self, lanes: Sequence[tuple[tuple[int, int], _Lane]]) -> None:
         """Rows that came into another phase join the lane of that phase; empty lanes go."""

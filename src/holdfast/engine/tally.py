@@ -107,6 +107,25 @@ def counted(
     return tally, answer
 
 
+def passed_over(tally: Tally, logits: Tensor, n: Tensor) -> Tally:
+    """The first ``n`` ``(m,)`` of a job's answers ``(m, k, c)``, that changed nothing for it."""
+    is_over = torch.arange(logits.shape[1], device=n.device) < n[:, None]
+    flat, copies = logits.float().flatten(0, 1), logits.shape[1]
+    y, goal = (rows.repeat_interleave(copies) for rows in (tally.y, tally.goal))
+    size = goal_margin(flat, y, goal).reshape(is_over.shape)
+    log_p = flat.log_softmax(1).gather(1, y[:, None]).reshape(is_over.shape)
+    size = torch.where(is_over, size, -torch.inf).nan_to_num(-torch.inf, torch.inf, -torch.inf)
+    log_p = torch.where(is_over, log_p, 0.0)
+    return replace(
+        tally,
+        queries=tally.queries + n,
+        forward=tally.forward + n,
+        margin=tally.margin.fmax(size.amax(1)),
+        loss=tally.loss.fmax(-log_p.amin(1)),
+        confidence=tally.confidence.fmin(log_p.amin(1).exp()),
+    )
+
+
 def watched(tally: Tally, answer: Answer) -> Tally:
     """The running share of answers of a random model that fooled it."""
     fools = reached(answer.logits, tally.y, tally.goal).float()

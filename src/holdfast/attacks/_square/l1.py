@@ -24,9 +24,7 @@ def start(allowed: L1Ball, windows: Windows, rng: Rng) -> Tensor:
     return allowed.project(allowed.x + delta.reshape(allowed.x.shape).to(allowed.x.dtype))
 
 
-def move_mass(
-    allowed: L1Ball, best: Tensor, windows: Windows, rng: Rng, step: Tensor
-) -> tuple[Tensor, int]:
+def move_mass(allowed: L1Ball, best: Tensor, windows: Windows, rng: Rng, step: Tensor) -> Tensor:
     """The change of one window moves into another one, as a new pattern."""
     k = len(windows.spatial)
     draw = drawn(windows, rng, step, best.dtype, allowed.radius.new_ones(len(best)))
@@ -38,7 +36,7 @@ def move_mass(
     unused = (allowed.radius - mass.flatten(1).sum(1)).clamp_min(0.0)
     share = mass - _mass(kept, k) + like(unused, mass) / windows.channels
     moved = kept + new * (windows.channels * share / (_mass(new, k) + TINY))
-    return allowed.project(allowed.x + moved.reshape(best.shape)), draw.n_numbers
+    return allowed.project(allowed.x + moved.reshape(best.shape))
 
 
 def _mass(delta: Tensor, n_axes: int) -> Tensor:

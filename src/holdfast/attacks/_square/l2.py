@@ -18,9 +18,7 @@ def start(allowed: L2Ball, windows: Windows, rng: Rng) -> Tensor:
     return _at_radius(allowed, tiles(allowed.x, windows, rng, L2_PATTERN))
 
 
-def move_mass(
-    allowed: L2Ball, best: Tensor, windows: Windows, rng: Rng, step: Tensor
-) -> tuple[Tensor, int]:
+def move_mass(allowed: L2Ball, best: Tensor, windows: Windows, rng: Rng, step: Tensor) -> Tensor:
     """The change of one window moves into another one, as a new pattern (algorithm 3)."""
     k = len(windows.spatial)
     draw = drawn(windows, rng, step, best.dtype, torch.ones_like(allowed.radius))
@@ -33,7 +31,7 @@ def move_mass(
     unused = (allowed.radius.square() - square.flatten(1).sum(1)).clamp_min(0.0)
     length = square - _norm(kept, k).square() + like(unused, square) / windows.channels
     scale = length.clamp_min(0.0).sqrt() / (_norm(new, k) + TINY)
-    return _at_radius(allowed, torch.addcmul(kept, new, scale)), draw.n_numbers
+    return _at_radius(allowed, torch.addcmul(kept, new, scale))
 
 
 def _at_radius(allowed: L2Ball, delta: Tensor) -> Tensor:

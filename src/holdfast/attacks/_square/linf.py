@@ -23,16 +23,18 @@ def stripes(allowed: AllowedSet, windows: Windows, rng: Rng) -> Tensor:
     return torch.where(up, upper, lower)
 
 
-def repaint(
-    allowed: AllowedSet, best: Tensor, windows: Windows, rng: Rng, step: Tensor
-) -> tuple[Tensor, int]:
+def n_numbers(windows: Windows) -> int:
+    """Random numbers of one move."""
+    return len(windows.spatial) + math.prod(windows.sign_shape)
+
+
+def repaint(allowed: AllowedSet, best: Tensor, windows: Windows, rng: Rng, step: Tensor) -> Tensor:
     """One window of ``best`` moves to a corner of the ball, one sign per channel (algorithm 2)."""
     k = len(windows.spatial)
-    shape = (k + math.prod(windows.sign_shape),)
-    u = rng.uniform(shape)
+    u = rng.uniform((n_numbers(windows),))
     sides = windows.sides[torch.bucketize(step, windows.halvings)]
     *inside, last = windows.inside(windows.corner(u[:, :k], sides), sides, best.dtype)
     # twice the diameter: the clamp below ends exactly at the bounds, whatever the rounding
     push = reduce(torch.mul, inside, windows.signs(u[:, k:], 4 * allowed.radius))
     moved = torch.addcmul(windows.split(best), push, last).reshape(best.shape)
-    return torch.clamp(moved, *allowed.hull()), shape[0]
+    return torch.clamp(moved, *allowed.hull())

@@ -38,20 +38,22 @@ class Draw:
         window: 1 inside the window to fill, else 0.
         emptied: 1 inside the other.
         pattern: The pattern of random sign in the first.
-        n_numbers: Random numbers used per row.
     """
 
     window: Tensor
     emptied: Tensor
     pattern: Tensor
-    n_numbers: int
+
+
+def n_numbers(windows: Windows) -> int:
+    """Random numbers of one move."""
+    return 2 * len(windows.spatial) + 1 + math.prod(windows.sign_shape)
 
 
 def drawn(windows: Windows, rng: Rng, step: Tensor, dtype: torch.dtype, size: Tensor) -> Draw:
     """Two windows, anywhere; ``size`` ``(n,)`` is what the pattern is multiplied with."""
     k = len(windows.spatial)
-    shape = (2 * k + 1 + math.prod(windows.sign_shape),)
-    u = rng.uniform(shape)
+    u = rng.uniform((n_numbers(windows),))
     level = torch.bucketize(step, windows.halvings)
     sides = windows.sides[level]
     corner = windows.corner(u[:, :k], sides)
@@ -60,4 +62,4 @@ def drawn(windows: Windows, rng: Rng, step: Tensor, dtype: torch.dtype, size: Te
     emptied = reduce(torch.mul, windows.inside(other, sides, dtype))
     eta = windows.pattern(corner, sides, level, (u[:, 2 * k] * k).to(torch.int32))
     sign = windows.signs(u[:, 2 * k + 1 :], size)
-    return Draw(window, emptied, eta * sign, shape[0])
+    return Draw(window, emptied, eta * sign)
