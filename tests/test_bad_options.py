@@ -47,6 +47,7 @@ def _stage(**content: Any) -> Callable[[], Any]:
         (_audit(cascade=[]), PlanError, r"^\[\] is no cascade"),
         (_audit(workers=0), PlanError, r"(?s)^The options .*workers.*equal to 1.*seen: 0"),
         (_audit(seed="a"), PlanError, r"(?s)seed: .*integer.*seen: 'a'"),
+        (_audit(budget=10), PlanError, r"^Cannot read the budget '10'. Write a time \(90s"),
         (_audit(n=0), PlanError, r"(?s)n: .*greater than 0 \(seen: 0\)"),
         (_audit(trust="no"), PlanError, r"(?s)trust: .*'act', 'reroute', 'look' or 'off'.*'no'"),
         (_audit(precision="f8"), PlanError, r"(?s)precision: .*'bf16'.*'f8'"),

@@ -101,7 +101,7 @@ def audit(
         "access": parse_access(access) if access is not None else wrapped.access,
         **_stages(cascade),
         "seed": seed,
-        "budget": Budget.parse(budget) if isinstance(budget, str) else budget or Budget(),
+        "budget": _budget(budget),
         "quantise": quantise,
         "precision": precision,
         "verify": verify,
@@ -136,6 +136,12 @@ def _model(
         loaded = load_model(str(model))
         return Model(loaded.f, **options, description=loaded.description)
     return Model(model, **options)
+
+
+def _budget(given: Budget | str | None) -> Budget:
+    if given is None or isinstance(given, Budget):
+        return given or Budget()
+    return Budget.parse(str(given))
 
 
 def _stages(cascade: str | Sequence[Stage | dict[str, Any]]) -> dict[str, Any]:

@@ -188,6 +188,40 @@ def _inputs(values: Any) -> Tensor:
         ) from None
 
 
+def as_inputs(given: Any) -> Tensor:
+    """Inputs ``(n, *shape)`` as a tensor: tensors where they are, all else on the CPU.
+
+    Raises:
+        DataError: where they are no numbers, differ in shape, or are none at all.
+    """
+    x = given if isinstance(given, Tensor) else _inputs(given)
+    if not x.shape[:1].numel():
+        raise DataError("There are no samples: x has length 0.")
+    return x
+
+
+def as_labels(given: Any, name: str = "y") -> Tensor:
+    """Class numbers ``(n,)`` as a tensor, on its device; of one-hot rows too.
+
+    Raises:
+        DataError: for texts, fractions and other shapes; ``name`` says whose labels they are.
+    """
+    numbers = _class_numbers(given, name)[0]
+    return numbers.to(given.device) if isinstance(given, Tensor) else numbers
+
+
+def _class_numbers(given: Any, name: str) -> tuple[Tensor, tuple[str, ...], str]:
+    from holdfast.modalities._labels import class_numbers
+
+    labels = given.detach().cpu().numpy() if isinstance(given, Tensor) else np.asarray(given)
+    if labels.dtype.kind not in "iufb":
+        raise DataError(
+            f"The labels of {name} are {labels.flatten()[:3].tolist()}, ...: give class numbers, "
+            "counted from 0 in the order of the model's outputs."
+        )
+    return class_numbers(labels, name)
+
+
 def _seen(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a {type(value).__name__} with {', '.join(map(str, value))}"
@@ -231,15 +265,7 @@ def _as_data(given: Any) -> Data:
 
 
 def _paired(x: Any, y: Any, description: str = "arrays in memory") -> Data:
-    from holdfast.modalities._labels import class_numbers
-
-    labels = y.detach().cpu().numpy() if isinstance(y, Tensor) else np.asarray(y)
-    if labels.dtype.kind not in "iufb":
-        raise DataError(
-            f"The labels are {labels.flatten()[:3].tolist()}, ...: give class numbers, counted "
-            "from 0 in the order of the model's outputs."
-        )
-    numbers, names, note = class_numbers(labels, description)
+    numbers, names, note = _class_numbers(y, description)
     return ArrayData(_inputs(x), numbers, names, f"{description}; {note}" if note else description)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from holdfast.data import as_inputs, as_labels
 from holdfast.errors import GraphError, ModelError, PlanError, ThreatError
 from holdfast.graphs.graph import Graph
 from holdfast.graphs.torch_capture import Trace, capture, trace
@@ -68,7 +69,7 @@ def bounds(
     """
     if method not in METHODS:
         raise PlanError(f"method {method!r} is unknown; allowed: {', '.join(METHODS)}")
-    ball = _ball(threat)
+    ball, x = _ball(threat), as_inputs(x)
     graph = as_graph(model, x).to(torch.float64, x.device)
     low, high = _domain(model, domain).tensors(x.double())
     eps = torch.as_tensor(ball.eps, dtype=torch.float64, device=x.device)
@@ -118,6 +119,7 @@ def certified_radius(
         GraphError: the model cannot be captured, or has an operator without bounds.
         InputError: unknown norm or method, or inputs outside the domain.
     """
+    x, y = as_inputs(x), as_labels(y)
     graph = as_graph(model, x).to(torch.float64, x.device)
     if norm not in ("linf", "l2", "l1", "l0"):
         raise PlanError(f"norm {norm!r} is unknown; allowed: linf, l2, l1, l0")
@@ -203,7 +205,7 @@ def _module(model: Model, x: Tensor) -> nn.Module:
 
 
 def _ball(threat: Threat | str) -> Ball:
-    found: Any = parse_threat(threat) if isinstance(threat, str) else threat
+    found: Any = threat if hasattr(threat, "describe") else parse_threat(cast(str, threat))
     if not isinstance(found, Ball):
         raise ThreatError(
             f"The threat {found.describe()} is not a norm ball. Bounds exist for linf, l2, l1, l0."

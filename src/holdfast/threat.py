@@ -220,6 +220,10 @@ def parse_threat(text: str) -> Threat:
     """
     from holdfast import registry
 
+    if not isinstance(text, str):
+        raise ThreatError(
+            f"{text!r} is no threat. Give one as text, e.g. 'linf:8/255', or a threat object."
+        )
     name, _, size = text.strip().partition(":")
     return registry.perturbation(name.strip().lower()).parse(name.strip().lower(), size.strip())
 
@@ -235,8 +239,4 @@ def parse_threats(given: Threat | str | Sequence[Threat | str]) -> tuple[Threat,
         several = list(given)
     if not several:
         raise ThreatError("No threat was given. Give at least one, e.g. 'linf:8/255'.")
-    if wrong := [t for t in several if not isinstance(t, (str, Threat))]:
-        raise ThreatError(
-            f"{wrong[0]!r} is no threat. Give one as text, e.g. 'linf:8/255', or a threat object."
-        )
-    return tuple(parse_threat(t) if isinstance(t, str) else t for t in several)
+    return tuple(t if isinstance(t, Threat) else parse_threat(t) for t in several)

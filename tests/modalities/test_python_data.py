@@ -13,8 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import holdfast
+from holdfast.attacks.pgd import PGD
 from holdfast.data import as_data
-from holdfast.errors import DataError
+from holdfast.errors import DataError, InputError, PlanError, ThreatError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
 X = torch.from_numpy(PIXELS).permute(0, 3, 1, 2).float() / 255
@@ -89,7 +90,7 @@ def test_labels_that_are_all_true_are_ones() -> None:
     ("given", "says"),
     [
         ((X, Y + 0.5), r"label of sample 0 .* is 0\.5"),
-        ((X, ["cat"] * 6), r"labels are \['cat', .*class numbers"),
+        ((X, ["cat"] * 6), r"labels .* are \['cat', .*class numbers"),
         ((X, torch.softmax(torch.rand(6, 3), 1)), r"labels .*\(6, 3\)"),
         ((X[0], Y[0]), r"labels .* shape \(\)"),
         ((X[0], 3), r"labels .* shape \(\)"),
@@ -124,9 +125,66 @@ def test_what_is_no_data_says_what_is_wanted(given: Any, says: str) -> None:
         everything(given)
 
 
+NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 3))
+CALLS = {
+    "attack": lambda x, y: PGD(steps=3)(NET, x, y, "linf:0.1"),
+    "distances": lambda x, y: holdfast.minimal_distances(NET, x, y, budget=40).distance,
+    "bounds": lambda x, y: holdfast.bounds(NET, x, "linf:0.1").lower,
+    "radius": lambda x, y: holdfast.certified_radius(NET, x, y),
+    "smooth": lambda x, y: holdfast.smooth(NET, n=50).certify(x).p_lower,
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_what_takes_tensors_takes_arrays_lists_and_labels_of_any_kind(
+    call: Callable[[Any, Any], torch.Tensor],
+) -> None:
+    expected = call(X, Y)
+    for x, y in ((X.numpy(), Y.numpy()), (list(X), Y.tolist()), (X, Y.float()[:, None])):
+        torch.testing.assert_close(torch.as_tensor(call(x, y)), torch.as_tensor(expected))
+    with pytest.raises(DataError, match="no samples"):
+        call(X[:0], Y[:0])
+    with pytest.raises(DataError, match="cannot be read as numbers"):
+        call(["a"] * 6, Y)
+
+
+@pytest.mark.parametrize("call", [CALLS["attack"], CALLS["distances"], CALLS["radius"]])
+def test_labels_that_are_none_are_refused_by_what_takes_tensors(
+    call: Callable[[Any, Any], torch.Tensor],
+) -> None:
+    with pytest.raises(DataError, match=r"label of sample 0 of y is 0\.5"):
+        call(X, Y + 0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "says"),
+    [
+        (lambda: PGD()(NET, X, Y, 0.1), ThreatError, r"^0\.1 is no threat"),  # type: ignore[arg-type]
+        (lambda: PGD()(NET, X, Y, "l2:1", targets="random"), DataError, r"targets.*\['random'\]"),  # type: ignore[arg-type]
+        (lambda: PGD()(NET, X, Y, "l2:1", targets=2), DataError, r"targets have shape \(\)"),  # type: ignore[arg-type]
+        (lambda: holdfast.bounds(NET, X, 3), ThreatError, r"^3 is no threat"),  # type: ignore[arg-type]
+        (
+            lambda: holdfast.minimal_distances(NET, X, Y, norm=2),  # type: ignore[arg-type]
+            PlanError,
+            r"norm '2'.*linf, l2, l1, l0",
+        ),
+        (
+            lambda: holdfast.minimal_distances(NET, X, Y, budget="90s"),  # type: ignore[arg-type]
+            PlanError,
+            r"budget is '90s' passes per sample; give at least 40",
+        ),
+    ],
+)
+def test_other_things_given_by_mistake(
+    call: Callable[[], Any], kind: type[InputError], says: str
+) -> None:
+    with pytest.raises(kind, match=says):
+        call()
+
+
 def test_the_labels_of_an_audit_may_be_fewer_than_the_classes(tmp_path: Path) -> None:
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 5))
-    net[1].weight.data *= 0.05
+    torch.nn.init.uniform_(net[1].weight, -0.005, 0.005)  # type: ignore[arg-type]
     net[1].bias.data = torch.tensor([0.0, 3.0, 2.9, 2.9, 2.9])  # between True and what has no name
     report = holdfast.audit(net, (X, Y > 0), "linf:0.1", cascade="quick", verify="off")
     page = report.save(tmp_path / "report.html").read_text(encoding="utf-8")

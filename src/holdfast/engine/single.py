@@ -36,12 +36,14 @@ def attack_batch(
     stop: str = "fooled",
 ) -> Tensor:
     """See :meth:`holdfast.attacks.base.Attack.__call__`."""
-    from holdfast.data import ArrayData
+    from holdfast.data import ArrayData, as_inputs, as_labels
 
     if stop not in ("fooled", "budget"):
         raise PlanError(f"stop is {stop!r}; use 'fooled' or 'budget'.")
     model = Model.wrap(model)
-    threat = parse_threat(threat) if isinstance(threat, str) else threat
+    threat = threat if isinstance(threat, Threat) else parse_threat(threat)
+    x, y = as_inputs(x), as_labels(y)
+    targets = None if targets is None else as_labels(targets, "targets")
     _check_fit(attack, threat, model, targets, y)
     data = ArrayData(x.detach(), y)
     keys = scan(ArrayData(x.detach().cpu(), y.cpu()), model.domain).keys

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from holdfast import registry
 from holdfast.attacks.base import Attack
 from holdfast.attacks.boundary_walk import BISECTIONS as WALK_BISECTIONS
-from holdfast.data import ArrayData
+from holdfast.data import ArrayData, as_inputs, as_labels
 from holdfast.engine.preflight import preflight
 from holdfast.engine.random import Rng
 from holdfast.engine.scan import inside, scan
@@ -149,7 +150,9 @@ def minimal_distances(
     Raises:
         InputError: where model, data and options do not fit together.
     """
-    model, norm = Model.wrap(model), ALIASES.get(norm.lower(), norm.lower())
+    model, norm = Model.wrap(model), ALIASES.get(str(norm).lower(), str(norm).lower())
+    x, y = as_inputs(x), as_labels(y)
+    targets = None if targets is None else as_labels(targets, "targets")
     _check_options(norm, attacks, budget)
     _check_data(model, x, y, targets)
     data = ArrayData(x.detach(), y)
@@ -268,9 +271,9 @@ def _rounds(budget: int) -> int:
 def _check_options(norm: str, attacks: Sequence[str | Attack] | None, budget: int) -> None:
     if norm not in SHAPES:
         raise PlanError(f"Unknown norm {norm!r}. Use one of: {', '.join(SHAPES)}.")
-    if budget < SMALLEST_BUDGET:
+    if not isinstance(budget, Integral) or budget < SMALLEST_BUDGET:
         raise PlanError(
-            f"The budget is {budget} passes per sample; give at least {SMALLEST_BUDGET}, "
+            f"The budget is {budget!r} passes per sample; give at least {SMALLEST_BUDGET}, "
             "better 1000."
         )
     if attacks is not None and not attacks:

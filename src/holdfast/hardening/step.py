@@ -191,7 +191,7 @@ def own_step(module: nn.Module | Model, threat: Threat | str, seed: int = 0) -> 
     """
     model = Model.wrap(module)
     network = Network(model)
-    known = parse_threat(threat) if isinstance(threat, str) else threat
+    known = threat if isinstance(threat, Threat) else parse_threat(threat)
     return Lent(network, attackable(network, model), (known,), seed)
 
 

@@ -32,6 +32,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, betaincinv, ndtri
 from torch import Tensor, nn
 
+from holdfast.data import as_inputs
 from holdfast.errors import DataError, ModelError, PlanError
 from holdfast.verifiers.discrete_noise import DiscreteNoise
 
@@ -157,7 +158,7 @@ class SmoothedModel:
             Classes ``(m,)``, each other than the answer of g with probability of at most alpha.
         """
         answers = []
-        for _, row in zip(*self._rows(x, samples), strict=True):
+        for row in self._rows(as_inputs(x), samples):
             votes = row.take(self.n)
             second, first = np.sort(votes)[-2:]
             is_clear = _two_sided(int(second), int(first + second)) <= self.alpha
@@ -175,7 +176,8 @@ class SmoothedModel:
             target: stop as soon as this radius is certain; the radius found is then smaller than
                 with all votes.
         """
-        found = [self._certify(row, target) for _, row in zip(*self._rows(x, samples), strict=True)]
+        x = as_inputs(x)
+        found = [self._certify(row, target) for row in self._rows(x, samples)]
         prediction, p_lower, n_used = (np.array(v) for v in zip(*found, strict=True))
         radius = [self.radius(p, one) for p, one in zip(p_lower.tolist(), x, strict=True)]
         return Certified(prediction, np.array(radius), p_lower, n_used)
@@ -204,12 +206,11 @@ class SmoothedModel:
         doubled = [FIRST_LOOK << i for i in range(40) if FIRST_LOOK << i < self.n]
         return [*doubled, self.n]
 
-    def _rows(self, x: Tensor, samples: Sequence[int] | None) -> tuple[range, Iterator[_Votes]]:
+    def _rows(self, x: Tensor, samples: Sequence[int] | None) -> Iterator[_Votes]:
         numbers = range(len(x)) if samples is None else samples
         if len(numbers) != len(x):
             raise DataError(f"{len(x)} inputs but {len(numbers)} sample numbers")
-        rows = (_Votes(self, one, number) for one, number in zip(x, numbers, strict=True))
-        return range(len(x)), rows
+        return (_Votes(self, one, number) for one, number in zip(x, numbers, strict=True))
 
 
 class _Votes:
