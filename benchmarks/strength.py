@@ -29,8 +29,8 @@ from _validation import CASES, CHOSEN_ON, Case, network, samples
 
 PIECES = ROOT / "build" / "strength"
 PRESETS = ("quick", "standard", "thorough", "autoattack")
-ENGINE = ("attacking", "clean", "handover", "opening", "slots")
-PIECE = 50  # samples per piece: what is lost at most when a run is stopped
+ENGINE = ("attacking", "clean", "handover", "judge", "lookahead", "opening", "slots", "tuning")
+PIECE = 1000  # samples attacked together: what is lost at most when a run is stopped
 
 
 def ours(cascade: str) -> Tool:
