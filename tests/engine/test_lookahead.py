@@ -76,6 +76,7 @@ def test_spare_rows_are_shared_out():
     assert room(model_with(), 40, 3) == 1
     assert room(model_with(), 4, 0) == 1
     assert room(model_with(block=RowBlock(32)), 4, 4) == 8
+    assert room(model_with(block=RowBlock(4, is_filled=True)), 1, 1) == 4
     assert room(model_with(block=RowBlock(64, is_fixed=True)), 16, 16) == 4
     assert room(model_with(block=RowBlock(64, is_fixed=True)), 65, 60) == 2
 

@@ -36,11 +36,11 @@ def room(model: Model, n_rows: int, n_able: int) -> int:
         return 1
     if model.tuning.precision != "float32" or model.max_rows is not None:
         return 1
-    block = model.block
+    block, few = model.block, _ROWS if model.device.type == "cpu" else _GPU_ROWS
     if block.is_fixed:
         full = -(-n_rows // block.size) * block.size
     else:
-        full = max(block.size, _ROWS if model.device.type == "cpu" else _GPU_ROWS)
+        full = few // block.size if block.is_filled else max(few, block.size)
     return min(_MOST, 1 + max(0, full - n_rows) // n_able)
 
 
