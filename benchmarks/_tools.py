@@ -21,8 +21,10 @@ Tool = Callable[[nn.Module, Tensor, Tensor, Case], Outcome]
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
-def reference(folder: Path, version: str = "standard", seed: int = 0) -> Tool:
-    """The authors' code in ``folder`` (a checkout of fra31/auto-attack)."""
+def reference(
+    folder: Path, version: str = "standard", seed: int = 0, batch: int | None = None
+) -> Tool:
+    """The authors' code in ``folder`` (a checkout of fra31/auto-attack), all inputs in a batch."""
 
     def run(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Outcome:
         if str(folder) not in sys.path:
@@ -38,7 +40,7 @@ def reference(folder: Path, version: str = "standard", seed: int = 0) -> Tool:
             verbose=False,
             device=str(x.device),
         )
-        return attack.run_standard_evaluation(x, y, bs=len(x)), {}
+        return attack.run_standard_evaluation(x, y, bs=batch or len(x)), {}
 
     return run
 
