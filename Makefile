@@ -16,7 +16,7 @@ help:
 	@echo 'make test      the tests (about three minutes on two cores)'
 	@echo 'make test-all  the slow tests too'
 	@echo 'make lint      ruff and pyright'
-	@echo 'make bench     measure every figure of the README; writes benchmarks/results'
+	@echo 'make bench     measure what takes minutes of the figures; writes benchmarks/results'
 	@echo 'make docs      the documentation, as HTML in site/'
 	@echo 'make clean     remove all that the others made'
 
