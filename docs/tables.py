@@ -217,6 +217,18 @@ def _parameter(parameter: Any) -> tuple[str, str]:
     return f"`{written.strip().replace('|', ' or ')}`", getattr(parameter, "help", None) or ""
 
 
+WHOLE = {
+    "bounds": "`python benchmarks/bounds.py --auto-lirpa DIR --write`",
+    "harden": "`python benchmarks/harden.py CASE --seeds 0` for each case, then `--collect`",
+    "minimal": "`python benchmarks/minimal.py --advlib DIR`",
+    "recipes": "`python benchmarks/recipes.py --case CASE --recipes RECIPE ... --seeds 0 1 2` for "
+    "each case, then `--collect`",
+    "trust": "`python benchmarks/trust.py --n 100 --again`",
+    "verify_vnn": "`python benchmarks/verify_vnn.py --cpu --again`",
+}
+"""Results that are filled in several runs, and what measures all of their rows again."""
+
+
 def result(name: str, columns: dict[str, str]) -> str:
     """A result file as a table, with where and how it was measured below it."""
     path = RESULTS / f"{name}.json"
@@ -230,10 +242,9 @@ def result(name: str, columns: dict[str, str]) -> str:
     if machine.get("load", 0) > machine["cores"]:
         where += f" (other work beside it: load {machine['load']:g}, so seconds are too long)"
     versions = ", ".join(f"{key} {value}" for key, value in content["versions"].items())
-    note = (
-        f"Measured {content['measured']} at commit `{content['commit']}` on {where}; {versions}. "
-        f"Again: `{content['command']}`."
-    )
+    when = f"{'Last measured' if name in WHOLE else 'Measured'} {content['measured']}"
+    again = WHOLE.get(name, f"`{content['command']}`")
+    note = f"{when} at commit `{content['commit']}` on {where}; {versions}. Again: {again}."
     return f"{table(columns, rows)}\n\n{note}"
 
 
