@@ -21,7 +21,17 @@ from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
 from holdfast.engine.lookahead import Preview, is_able, room
-from holdfast.engine.tally import Tally, counted, fresh, has_spent, is_due, kept, refuse, watched
+from holdfast.engine.tally import (
+    Tally,
+    counted,
+    fresh,
+    has_spent,
+    is_due,
+    kept,
+    nearness,
+    refuse,
+    watched,
+)
 from holdfast.model import Model
 from holdfast.record import Outcome
 from holdfast.rows import join, take
@@ -181,9 +191,11 @@ class Slots:
         counts = None
         if not lane.attack.stays_inside:
             counts = lane.tally.allowed.contains(query.points)
-        lane.tally, answer = counted(lane.tally, answer, paid, counts)
+        lane.tally, answer, score = counted(lane.tally, answer, paid, counts)
         if self.rules.keep_best:
-            lane.tally = kept(lane.tally, query.points, answer.logits, self._is_minimal(lane))
+            if self._is_minimal(lane):
+                score = nearness(lane.tally, query.points, answer.logits, counts)
+            lane.tally = kept(lane.tally, query.points, score)
         if self.model.is_random:
             lane.tally = watched(lane.tally, answer)
         claims = self._claims(lane, answer)

@@ -72,10 +72,11 @@ def fresh(jobs: Sequence[Job], problem: Problem, goal: Tensor, keeps_best: bool)
 
 def counted(
     tally: Tally, answer: Answer, paid: tuple[int, int], counts: Tensor | None
-) -> tuple[Tally, Answer]:
-    """Passes, the extremes of margin, loss and confidence met, and gradients without NaN.
+) -> tuple[Tally, Answer, Tensor]:
+    """Passes, the extremes of margin, loss and confidence met; gradients without NaN; the margins.
 
     ``counts`` ``(n,)`` says which points are allowed, for attacks that leave the set; None: all.
+    Margins ``(n,)`` of the others are minus infinity.
     """
     n_forward, n_backward = paid
     logits = answer.logits.float()
@@ -104,7 +105,7 @@ def counted(
         loss=tally.loss.fmax(-log_p),
         confidence=tally.confidence.fmin(log_p.exp()),
     )
-    return tally, answer
+    return tally, answer, size
 
 
 def passed_over(tally: Tally, logits: Tensor, n: Tensor) -> Tally:
@@ -159,15 +160,19 @@ def has_spent(tally: Tally, paid: tuple[int, int]) -> Tensor:
     return (passes > tally.max_passes) | (forward > tally.max_forward)
 
 
-def kept(tally: Tally, points: Tensor, logits: Tensor, is_minimal: bool) -> Tally:
-    """The best allowed point so far: largest margin, or the nearest that fools."""
-    score = goal_margin(logits.float(), tally.y, tally.goal)
-    if is_minimal:
-        fools = reached(logits, tally.y, tally.goal)
-        score = torch.where(fools, -tally.allowed.distance(points).float(), -torch.inf)
-    is_better = (score > tally.best_score) & tally.allowed.contains(points)
+def kept(tally: Tally, points: Tensor, score: Tensor) -> Tally:
+    """The best point so far: that of the largest ``score`` ``(n,)``."""
+    is_better = score > tally.best_score
     return replace(
         tally,
         best=torch.where(like(is_better, points), points, tally.best),
         best_score=torch.where(is_better, score, tally.best_score),
     )
+
+
+def nearness(tally: Tally, points: Tensor, logits: Tensor, counts: Tensor | None) -> Tensor:
+    """A score ``(n,)`` for minimal attacks: the nearer an allowed point that fools, the higher."""
+    fools = reached(logits, tally.y, tally.goal)
+    if counts is not None:
+        fools = fools & counts
+    return torch.where(fools, -tally.allowed.distance(points).float(), -torch.inf)
