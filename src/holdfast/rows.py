@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -59,12 +60,17 @@ def copied(rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 def _map(function: Callable[[list[Tensor]], Tensor], records: list[Any]) -> Any:
     changes: dict[str, Any] = {}
-    for field in dataclasses.fields(records[0]):
-        values = [getattr(record, field.name) for record in records]
-        if field.metadata.get(_STATIC):
-            continue
+    for name in _names(type(records[0])):
+        values = [getattr(record, name) for record in records]
         if isinstance(values[0], Tensor):
-            changes[field.name] = function(values)
+            changes[name] = function(values)
         elif dataclasses.is_dataclass(values[0]):
-            changes[field.name] = _map(function, values)
+            changes[name] = _map(function, values)
     return dataclasses.replace(records[0], **changes)
+
+
+@lru_cache
+def _names(kind: type) -> tuple[str, ...]:
+    """Fields that may differ from row to row."""
+    fields = dataclasses.fields(kind)
+    return tuple(field.name for field in fields if not field.metadata.get(_STATIC))
