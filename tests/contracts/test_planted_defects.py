@@ -152,7 +152,7 @@ def _train_mode_session(self):
         self.f.train()
 
 
-def _unjudged(tally, points, logits, is_minimal):
+def _unjudged(tally, points, score):
     """Keeps the last point, allowed or not."""
     return slots.replace(tally, best=points, best_score=torch.zeros_like(tally.best_score))
 

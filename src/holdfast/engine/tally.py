@@ -161,8 +161,11 @@ def has_spent(tally: Tally, paid: tuple[int, int]) -> Tensor:
 
 
 def kept(tally: Tally, points: Tensor, score: Tensor) -> Tally:
-    """The best point so far: that of the largest ``score`` ``(n,)``."""
+    """The best allowed point so far: that of the largest ``score`` ``(n,)``."""
     is_better = score > tally.best_score
+    if score.device.type == "cpu" and not bool(is_better.any()):  # asking costs more elsewhere
+        return tally
+    is_better &= tally.allowed.contains(points)  # whatever an attack says of itself
     return replace(
         tally,
         best=torch.where(like(is_better, points), points, tally.best),
