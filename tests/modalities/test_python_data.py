@@ -125,6 +125,14 @@ def test_what_is_no_data_says_what_is_wanted(given: Any, says: str) -> None:
         everything(given)
 
 
+WEIGHTS = np.random.default_rng(1).normal(size=(60, 3)).astype(np.float32)
+
+
+def scores(x: Any) -> Any:
+    """A classifier without gradients."""
+    return np.asarray(x).reshape(len(x), -1) @ WEIGHTS
+
+
 NET = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(60, 3))
 CALLS = {
     "attack": lambda x, y: PGD(steps=3)(NET, x, y, "linf:0.1"),
@@ -162,6 +170,8 @@ def test_labels_that_are_none_are_refused_by_what_takes_tensors(
         (lambda: PGD()(NET, X, Y, 0.1), ThreatError, r"^0\.1 is no threat"),  # type: ignore[arg-type]
         (lambda: PGD()(NET, X, Y, "l2:1", targets="random"), DataError, r"targets.*\['random'\]"),  # type: ignore[arg-type]
         (lambda: PGD()(NET, X, Y, "l2:1", targets=2), DataError, r"targets have shape \(\)"),  # type: ignore[arg-type]
+        (lambda: PGD()(scores, X, Y, "l2:1"), PlanError, r"'pgd' needs gradients.*scores.*square"),
+        (lambda: holdfast.minimal_distances(scores, X, Y), PlanError, "gives scores only"),
         (lambda: holdfast.bounds(NET, X, 3), ThreatError, r"^3 is no threat"),  # type: ignore[arg-type]
         (
             lambda: holdfast.minimal_distances(NET, X, Y, norm=2),  # type: ignore[arg-type]

@@ -16,6 +16,25 @@ EXAMPLES = """Examples:
 
   holdfast distances model.pt2 --data test.npz --norm linf --norm l2 --budget 200 --n 500"""
 
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="model.pt2 (torch.export) or package.module:function; gradients are needed, so no "
+        "ONNX.",
+        show_default=False,
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Where page and changed inputs go; holdfast-<model>-<time> if not given.",
+        metavar="DIR",
+        rich_help_panel="The run",
+        show_default=False,
+    ),
+]
 NormOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -38,7 +57,7 @@ PassesOption = Annotated[
 
 
 def distances(
-    model: options.ModelArgument = None,
+    model: ModelArgument = None,
     data: options.DataOption = None,
     norm: NormOption = None,
     label: options.LabelOption = None,
@@ -51,7 +70,7 @@ def distances(
     seed: options.SeedOption = None,
     device: options.DeviceOption = None,
     batch_size: options.BatchOption = None,
-    out: options.OutOption = None,
+    out: OutOption = None,
 ) -> None:
     """Find the smallest change of every input that changes the model's answer.
 
@@ -63,7 +82,7 @@ def distances(
 
     if model is None or model.endswith(".toml"):
         raise PlanError(
-            f"Which model? {model or 'Nothing'} was given; give model.pt2, model.onnx or "
+            f"Which model? {model or 'Nothing'} was given; give model.pt2 or "
             "package.module:function. 'holdfast distances --help' shows examples."
         )
     norms = tuple(norm or ("l2",))

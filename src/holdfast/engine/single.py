@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from holdfast import registry
 from holdfast.attacks.base import Attack, Problem
 from holdfast.engine.cascade import Step, rank_wrong, walk
 from holdfast.engine.jobs import Job
@@ -50,6 +51,7 @@ def attack_batch(
     threat.check(model.domain, data.shape)
     with model.session():
         preflight(model, *ArrayData(x.detach(), y).fetch(range(min(len(x), 16))), y)
+        _check_access(attack, model)  # again: a first look may have found no gradients
         size = batch_size or model.batch_size or model.call_rows(data.shape)
         return _Batch(attack, model, x, y, threat, targets, keys, seed).run(size, stop)
 
@@ -63,13 +65,19 @@ def _check_fit(
             f"The attack {card.name!r} does not work in {threat.norm}; it works in "
             f"{', '.join(sorted(card.norms))}."
         )
-    if not model.access.allows(card.access):
-        raise PlanError(
-            f"The attack {card.name!r} needs {card.access.value}; the model gives "
-            f"{model.access.value} only."
-        )
+    _check_access(attack, model)
     if targets is not None and targets.shape != y.shape:
         raise DataError(f"targets {tuple(targets.shape)} and labels {tuple(y.shape)} differ.")
+
+
+def _check_access(attack: Attack, model: Model) -> None:
+    card, known = attack.card, registry.attacks()
+    if not model.access.allows(card.access):
+        content = [name for name, kind in known.items() if model.access.allows(kind.card.access)]
+        raise PlanError(
+            f"The attack {card.name!r} needs {card.access.value}; the model gives "
+            f"{model.access.value} only. Attacks content with that: {', '.join(content)}."
+        )
 
 
 class _Batch:

@@ -154,7 +154,8 @@ def minimal_distances(
     x, y = as_inputs(x), as_labels(y)
     targets = None if targets is None else as_labels(targets, "targets")
     _check_options(norm, attacks, budget)
-    _check_data(model, x, y, targets)
+    _check_access(model)
+    _check_data(x, y, targets)
     data = ArrayData(x.detach(), y)
     keys = scan(ArrayData(x.detach().cpu(), y.cpu()), model.domain).keys.to(model.device)
     clean = inside(x.detach().float().to(model.device), model.domain)
@@ -162,6 +163,7 @@ def minimal_distances(
     goal = torch.full_like(labels, -1) if targets is None else targets.long().to(model.device)
     with model.session():
         preflight(model, *data.fetch(range(min(len(x), 16))), y)
+        _check_access(model)  # again: a first look may have found no gradients
         size = batch_size or model.batch_size or model.call_rows(data.shape)
         search = Search(model, clean, labels, goal, norm, Rng(keys).fold(seed))
         n_wrong = search.logits.shape[1] - 1 if targets is None else 1
@@ -293,12 +295,15 @@ def _check_options(norm: str, attacks: Sequence[str | Attack] | None, budget: in
         )
 
 
-def _check_data(model: Model, x: Tensor, y: Tensor, targets: Tensor | None) -> None:
+def _check_access(model: Model) -> None:
     if not model.access.allows(Access.GRADIENTS):
         raise PlanError(
             f"The smallest change is searched with gradients; the model gives "
             f"{model.access.value} only. Audit it at chosen radii instead: holdfast.audit."
         )
+
+
+def _check_data(x: Tensor, y: Tensor, targets: Tensor | None) -> None:
     if len(x) != len(y) or (targets is not None and targets.shape != y.shape):
         raise DataError(
             f"Inputs {tuple(x.shape)}, labels {tuple(y.shape)} and targets "

@@ -70,8 +70,9 @@ def read(path: Path) -> Report:
     try:
         return load(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise JournalError(
-            f"There is no report in {path}: {error}. Give a run's directory, or a saved .json."
+            f"There is no report in {path}: {why}. Give a run's directory, or a saved .json."
         ) from None
 
 
