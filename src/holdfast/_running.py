@@ -67,12 +67,14 @@ class Tuning:
         is_channels_last: Images go in with their channels beside each other in memory.
         rows: Rows of a call at most; None: by the size of an input.
         precision: Of the search; verdicts are always given in float32.
+        has_room: Whether a call of a few rows takes hardly longer than one of a single row.
     """
 
     threads: int | None = None
     is_channels_last: bool = False
     rows: int | None = None
     precision: Precision = "float32"
+    has_room: bool = True
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from holdfast.engine.jobs import NO_LIMIT, Job
 from holdfast.engine.lookahead import is_able, room
 from holdfast.engine.random import Rng
 from holdfast.engine.tally import fresh, passed_over
-from holdfast.model import Model, RowBlock
+from holdfast.model import Model, RowBlock, Tuning
 from holdfast.record import Attempt
 
 SEARCHES = {
@@ -78,6 +78,9 @@ def test_spare_rows_are_shared_out():
     assert room(model_with(block=RowBlock(32)), 4, 4) == 8
     assert room(model_with(block=RowBlock(4, is_filled=True)), 1, 1) == 4
     assert room(model_with(block=RowBlock(64, is_fixed=True)), 16, 16) == 4
+    full = Tuning(has_room=False)
+    assert room(model_with(tuning=full), 1, 1) == 1
+    assert room(model_with(tuning=full, block=RowBlock(4)), 1, 1) == 4
     assert room(model_with(block=RowBlock(64, is_fixed=True)), 65, 60) == 2
 
 

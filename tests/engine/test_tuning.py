@@ -88,6 +88,12 @@ def test_larger_calls_are_not_measured_where_smaller_ones_are_as_fast():
     assert max(sizes) == 32
 
 
+def test_calls_have_room_where_a_few_rows_take_hardly_longer_than_one():
+    assert tuned(Slow(lambda x: 0.01)).has_room
+    assert tuned(Slow(lambda x: 0.01 + 0.001 * len(x))).has_room
+    assert not tuned(Slow(lambda x: 0.01 * len(x))).has_room
+
+
 def test_short_runs_are_not_measured():
     calls = []
     assert tuned(Slow(lambda x: calls.append(0) or 0.0), n=5) == Tuning(threads=1)
@@ -136,6 +142,7 @@ def test_a_run_keeps_its_tuning_when_it_goes_on(digits, tmp_path, monkeypatch):
         "is_channels_last": False,
         "rows": 16,
         "precision": "float32",
+        "has_room": True,
     }
     seen = []
     monkeypatch.setattr(tuning, "tune", lambda *_: 1 / 0)

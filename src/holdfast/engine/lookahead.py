@@ -36,7 +36,9 @@ def room(model: Model, n_rows: int, n_able: int) -> int:
         return 1
     if model.tuning.precision != "float32" or model.max_rows is not None:
         return 1
-    block, few = model.block, _ROWS if model.device.type == "cpu" else _GPU_ROWS
+    block, few = model.block, 1
+    if model.tuning.has_room:
+        few = _ROWS if model.device.type == "cpu" else _GPU_ROWS
     if block.is_fixed:
         full = -(-n_rows // block.size) * block.size
     else:

@@ -37,6 +37,7 @@ _WORTH_GROWING = 1.25  # how much cheaper a row became when larger calls still a
 _SECONDS = 0.03  # of one measurement, at least
 _FEWEST_PASSES, _MOST_PASSES = 2, 30
 _WAKING = 20.0  # times longer than one thread on a single row: the cores are taken
+_ROOM = 5.0  # times a call of one row: so long may one of ``_FIRST_ROWS`` take that has room
 _GAIN = 1.1  # how much faster a way must be to be taken
 _GAIN_OF_THREADS = 1.25  # more: the machine may get busier
 
@@ -154,6 +155,9 @@ class _Search:
         self.limit = min(_MOST_SECONDS, _SHARE * expected)
         if expected < _SHORT_RUN:
             return best
+        few, self.x = self.x, self.x[:1]
+        best = replace(best, has_room=per_row * len(few) < _ROOM * self._cost(best, 2))
+        self.x = few
         if self._has_time_for(_GROWTH * _FIRST_ROWS, per_row):  # else a large model
             self.x = whole
             best = self._rows(best, per_row)
