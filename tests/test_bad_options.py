@@ -93,6 +93,8 @@ def test_a_bad_option_says_what_was_seen_and_what_is_allowed(
         ({"n_audit": 0}, "n_audit is 0"),
         ({"seed": "a"}, "seed is 'a'"),
         ({"epochs": "a"}, "number of epochs is 'a'"),
+        ({"epochs": None, "budget": 3}, "Cannot read the budget '3'.*90s"),
+        ({"recipe": 3}, "^3 is no recipe"),
         ({"threat": 3}, "^3 is no threat"),
         ({"threat": []}, "No threat was given"),
         ({"batch_size": -4}, r"(?s)settings.*batch_size.*-4"),

@@ -16,7 +16,16 @@ from holdfast.engine.run import run
 from holdfast.errors import PlanError
 from holdfast.events import Event
 from holdfast.model import Model
-from holdfast.plan import Budget, ModelSpec, Plan, Stage, cascades, checked, stages_of
+from holdfast.plan import (
+    Budget,
+    ModelSpec,
+    Plan,
+    Stage,
+    as_budget,
+    cascades,
+    checked,
+    stages_of,
+)
 from holdfast.threat import Access, Threat, parse_access, parse_threats
 
 if TYPE_CHECKING:
@@ -101,7 +110,7 @@ def audit(
         "access": parse_access(access) if access is not None else wrapped.access,
         **_stages(cascade),
         "seed": seed,
-        "budget": _budget(budget),
+        "budget": as_budget(budget),
         "quantise": quantise,
         "precision": precision,
         "verify": verify,
@@ -136,12 +145,6 @@ def _model(
         loaded = load_model(str(model))
         return Model(loaded.f, **options, description=loaded.description)
     return Model(model, **options)
-
-
-def _budget(given: Budget | str | None) -> Budget:
-    if given is None or isinstance(given, Budget):
-        return given or Budget()
-    return Budget.parse(str(given))
 
 
 def _stages(cascade: str | Sequence[Stage | dict[str, Any]]) -> dict[str, Any]:

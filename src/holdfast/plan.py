@@ -151,6 +151,17 @@ class Budget(_Told):
         return cls(**found)
 
 
+def as_budget(given: Budget | str | None) -> Budget:
+    """What a Python user gives as a budget; None is without limit.
+
+    Raises:
+        PlanError: for what is none, a number without a unit among it.
+    """
+    if given is None or isinstance(given, Budget):
+        return given or Budget()
+    return Budget.parse(str(given))
+
+
 class ModelSpec(_Told):
     """How to load and wrap the model again; empty fields for a model given as a Python object."""
 

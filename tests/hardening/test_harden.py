@@ -75,6 +75,17 @@ def test_the_saved_weights_are_those_of_the_result(tmp_path):
     assert all(torch.equal(state[name], t) for name, t in result.module.state_dict().items())
 
 
+@pytest.mark.parametrize("written", [torch.jit.trace, lambda net, _: torch.jit.script(net)])
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_torchscript_is_trained_like_its_module(written):
+    net = small.fitted(3)
+    script = written(net, small.digits().x[:2])
+    before = small.weights(script)
+    result = run(script, epochs=1)
+    assert small.same(before, small.weights(script))
+    assert small.same(small.weights(run(net, epochs=1).module), small.weights(result.module))
+
+
 def test_an_exported_program_comes_back_as_one(tmp_path):
     net, batch = small.fitted(2), torch.export.Dim("batch")
     example = torch.zeros(2, 1, 8, 8)
@@ -229,6 +240,12 @@ def test_a_model_without_weights_to_train():
 def test_probabilities_are_refused_with_a_way_out():
     with pytest.raises(ModelError, match="leave out the softmax"):
         run(nn.Sequential(small.mlp(), nn.Softmax(1)))
+
+
+def test_test_data_of_another_shape():
+    data = small.digits(50)
+    with pytest.raises(DataError, match=r"test inputs have shape \(1, 4, 8\), .*\(1, 8, 8\)"):
+        run(test=ArrayData(data.x[:, :, :4], data.y))
 
 
 def test_nan_in_the_data():

@@ -17,7 +17,14 @@ from holdfast.defenses.base import Recipe
 from holdfast.engine.preflight import N_CHECKED, preflight
 from holdfast.errors import DataError, ModelError, PlanError, ThreatError
 from holdfast.hardening import augment, network
-from holdfast.hardening.samples import Samples, Store, gather, n_shared, with_extra
+from holdfast.hardening.samples import (
+    Samples,
+    Store,
+    check_same_kind,
+    gather,
+    n_shared,
+    with_extra,
+)
 from holdfast.hardening.settings import Settings
 from holdfast.model import Model
 from holdfast.plan import checked
@@ -116,7 +123,9 @@ def prepare(ask: Ask, device: torch.device) -> Ready:
     if ask.from_scratch:
         renew(copy.f, ask.seed)  # type: ignore[arg-type]
     if ask.test is not None:
-        findings += _shared(samples, Store(ask.test, copy))
+        test = Store(ask.test, copy)
+        check_same_kind(samples.store, test, "test")
+        findings += _shared(samples, test)
     augment.check(tuple(ask.settings.get("augment", ())), samples.store.shape)
     return Ready(copy, samples, tuple(findings))
 

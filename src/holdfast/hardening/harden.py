@@ -29,7 +29,7 @@ from holdfast.hardening.settings import HardenPlan
 from holdfast.hardening.telling import Story, make_card
 from holdfast.hardening.trainer import Setup
 from holdfast.model import Model
-from holdfast.plan import Budget
+from holdfast.plan import Budget, as_budget
 from holdfast.record import Finding
 from holdfast.threat import Threat, parse_threats
 
@@ -139,7 +139,6 @@ def build_ask(
     Raises:
         InputError: for what cannot be read.
     """
-    limit = Budget.parse(budget) if isinstance(budget, str) else budget
     return Ask(
         model=_model(model, device),
         train=as_data(train),
@@ -148,7 +147,7 @@ def build_ask(
         test=None if test is None else as_data(test),
         extra=None if extra is None else as_data(extra),
         recipe=_recipe(recipe),
-        seconds=None if limit is None else limit.seconds,
+        seconds=as_budget(budget).seconds,
         settings={k: v for k, v in options.items() if k not in _PLAIN},
         **{k: v for k, v in options.items() if k in _PLAIN},
         source=model if isinstance(model, str) else "",

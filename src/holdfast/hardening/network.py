@@ -71,9 +71,12 @@ def trainable_copy(model: Model) -> Model:
 
 def _copied(module: nn.Module) -> nn.Module:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.no_grad():  # else TorchScript's copies are no leaves
             warnings.simplefilter("ignore")  # torch's own, while it copies an exported program
-            return copy.deepcopy(module)
+            copied = copy.deepcopy(module)
+        for own, given in zip(copied.parameters(), module.parameters(), strict=True):
+            own.requires_grad_(given.requires_grad)
+        return copied
     except Exception as error:
         raise ModelError(
             f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}), and your "

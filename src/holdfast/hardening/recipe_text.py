@@ -17,7 +17,7 @@ def parse_recipe(text: str) -> Recipe:
         PlanError: for unknown names and options, and what is no such text.
     """
     try:
-        node = ast.parse(text.strip(), mode="eval").body
+        node = ast.parse(str(text).strip(), mode="eval").body
     except (SyntaxError, ValueError):
         raise _unreadable(text) from None
     value = _value(node, text)
