@@ -57,7 +57,7 @@ def cost(card: HardenCard) -> str:
     energy = "" if card.energy_kj is None else f", {card.energy_kj:.1f} kJ (whole processor)"
     return (
         f"{card.recipe_at_end}: {card.epochs:.1f} epochs, {card.updates:,} updates, "
-        f"{card.passes:.3g} passes in {card.training_seconds:.0f} s of training "
+        f"{card.passes:,.0f} passes in {card.training_seconds:.0f} s of training "
         f"({card.seconds:.0f} s in all), {card.peak_memory_mb:.0f} MB{energy}."
     )
 

@@ -125,6 +125,7 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GRID)
     axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(axis="x", pad=7)  # clear of the lowest label beside it
     axes.xaxis.label.set_color(_INK)
     axes.yaxis.label.set_color(_INK)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
