@@ -284,5 +284,5 @@ def _from_loader(loader: Any) -> Data:
                 "DataLoader, or a Dataset, of pairs."
             )
     x = torch.cat([_inputs(batch[0]) for batch in batches])
-    y = torch.cat([torch.as_tensor(batch[1]) for batch in batches])
+    y = torch.cat([as_labels(batch[1], "the DataLoader") for batch in batches])
     return _paired(x, y, "the batches of a DataLoader")

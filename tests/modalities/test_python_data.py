@@ -112,6 +112,10 @@ def test_labels_that_are_all_true_are_ones() -> None:
         (Samples(lambda i: (X[i, :, : i + 1], 0)), "one shape"),
         (Samples(lambda i: (X[i], 0), n=0), "no samples"),
         (
+            DataLoader(Samples(lambda i: (X[i], "cat")), shuffle=True),
+            r"labels of the DataLoader are \['cat'\]",
+        ),
+        (
             DataLoader(
                 Samples(lambda i: {"image": X[i], "label": 0}),  # type: ignore[arg-type]
                 shuffle=True,
