@@ -132,7 +132,7 @@ def test_the_curve_is_the_distances():
 @pytest.mark.parametrize("n_wrong", [1, 9])
 def test_the_default_attacks_fit_the_budget(norm, budget, n_wrong):
     turns = portfolio(norm, budget, n_wrong)
-    assert sum(turn.passes for turn in turns) <= budget
+    assert sum(turn.passes for turn in turns if turn.begins != "spare") <= budget
     for turn in turns:
         card, jobs = turn.attack.card, max(1, turn.attack.option("n_targets", 0))
         assert card.is_minimal

@@ -199,19 +199,59 @@ CLASSES_GONE_FOR = {  # the net, and how far its nearest class is
 @pytest.mark.parametrize(("net", "reach"), CLASSES_GONE_FOR.values(), ids=CLASSES_GONE_FOR)
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 def test_of_the_classes_that_are_gone_for(norm, net, reach):
-    search, counting = ranked_search(net, norm, FAB(steps=10, n_targets=1), 60)
-    assert torch.allclose(search.distance, torch.full((N,), reach).double(), rtol=0.06)
-    assert int(search.forward.sum()) == counting.forward_rows
-    assert int(search.backward.sum()) == counting.backward_rows
+    with ranked_search(net, norm, FAB(steps=10, n_targets=1), 60) as (search, counting):
+        assert torch.allclose(search.distance, torch.full((N,), reach).double(), rtol=0.06)
+        assert int(search.forward.sum()) == counting.forward_rows
+        assert int(search.backward.sum()) == counting.backward_rows
 
 
 def test_ranking_classes_is_paid_from_the_passes_of_the_attack():
-    search, _ = ranked_search(Lopsided(), "linf", ShrinkingBall(steps=100, n_targets=1), 60)
-    passes = search.forward + search.backward
-    assert (passes <= 60).all()
-    assert (passes >= 57).all()  # the limit is what ended the attack
+    attack = ShrinkingBall(steps=100, n_targets=1)
+    with ranked_search(Lopsided(), "linf", attack, 60) as (search, _):
+        passes = search.forward + search.backward
+        assert (passes <= 60).all()
+        assert (passes >= 57).all()  # the limit is what ended the attack
 
 
+class Twofold(nn.Module):
+    """Class 1 is at 0.2 by its gradient, or farther if ``slower``; class 2 is less likely."""
+
+    def __init__(self, slope, faster, slower=0.0):
+        super().__init__()
+        self.slope, self.faster, self.slower = slope, faster, slower
+
+    def forward(self, x):
+        z = x.flatten(1) - 0.5
+        first = 2.5 * z[:, 0] - self.slower * (z[:, 0] - 0.12).clamp(min=0)
+        second = self.slope * z[:, 1] + self.faster * (z[:, 1] - 0.05).clamp(min=0)
+        return torch.stack([0 * z[:, 0], first - 0.5, second - 1.2], 1)
+
+
+LED = {  # the net, and whether its samples go for class 2
+    "another class seems near: at 0.14, and is at 0.15": (Twofold(5, 4.5), True),
+    "another class seems too far: at 0.3": (Twofold(4, 0), False),
+    "the first class was at 0.32 instead of 0.26": (Twofold(5, 4.5, slower=1.5), False),
+}
+
+
+@pytest.mark.parametrize(("net", "is_led"), LED.values(), ids=LED)
+def test_who_goes_for_another_class_and_who_begins_far_away(net, is_led):
+    with ranked_search(net, "l1", FAB(steps=10, n_targets=1), 60) as (search, counting):
+        first = search.distance.clone()
+        assert (search.is_led == is_led).all()
+        counting.asked = []
+        search.attack_spare(FAB(steps=10, is_thrifty=True), 1, 40, N)
+        assert bool(counting.asked) == is_led
+        assert (search.found_by == int(is_led)).all()
+        assert (search.distance < 0.8 * first).all() == is_led
+        counting.asked = []
+        search.approach(ShrinkingBall(steps=5), 2, 40, N)
+        assert bool(counting.asked) != is_led
+        assert int(search.forward.sum()) == counting.forward_rows
+        assert int(search.backward.sum()) == counting.backward_rows
+
+
+@contextmanager
 def ranked_search(net, norm, attack, max_passes):
     """A search in which an attack has looked at one class of each sample, and its model."""
     counting, x = Counting(net), torch.full((N, 4), 0.5)
@@ -221,4 +261,4 @@ def ranked_search(net, norm, attack, max_passes):
         search = Search(model, x, y, torch.full_like(y, -1), norm, Rng.from_seed(0, N))
         counting.forward_rows, counting.backward_rows = 0, 0
         search.attack(attack, 0, max_passes, N)
-    return search, counting
+        yield search, counting

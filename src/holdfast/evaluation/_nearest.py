@@ -9,15 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from holdfast.attacks._classes import gaps_of
-from holdfast.attacks._domain import ends_of
-from holdfast.attacks._hyperplane import length, shortest
-from holdfast.attacks.base import Attack, Problem, Query
+from holdfast.attacks._hyperplane import length
+from holdfast.attacks.base import Attack, Problem
 from holdfast.engine.cascade import Step, rank_wrong, walk
 from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import Rules, Slots
+from holdfast.evaluation._ranking import CANDIDATES, FORWARD, RANKED, Ranking, rank
 from holdfast.model import Model
 from holdfast.perturbations.ball import Ball
 from holdfast.rows import like, take
@@ -25,9 +24,8 @@ from holdfast.threat import AllowedSet
 
 NOBODY, CLEAN = -1, -2
 NEARER = 0.999  # of the distance known: what a later attack has to undercut
-CANDIDATES = 3  # wrong classes whose gradients at x say which are gone for
-RANKED = ("linf", "l1")  # where that pays; in l2, runs from random inputs find the other classes
-TRUSTED = 0.5  # share of the gap that a linear step must close for its gradient to be believed
+KEPT = 1.1  # of what gradients at x said: how far the class gone for may prove to be
+SPARE = 1.4  # of the distance known: how far another class may seem that is gone for too
 JUDGING = 2  # forward passes of one judgement: in a batch, and alone
 
 
@@ -41,6 +39,9 @@ class Search:
         found_by: Number of the attack, ``NOBODY`` or ``CLEAN``.
         forward: Forward passes spent.
         backward: Backward passes spent.
+        ranking: Which classes gradients at x say are near, where an attack has asked.
+        is_led: Samples whose gradients led as far as they said, and say that another class may be
+            nearer than :data:`SPARE` times the distance known.
     """
 
     def __init__(
@@ -56,6 +57,8 @@ class Search:
         self.x_adv = x.clone()
         self.found_by = torch.where(is_wrong, CLEAN, NOBODY)
         self.forward, self.backward = torch.zeros_like(y), torch.zeros_like(y)
+        self.ranking: Ranking | None = None
+        self.is_led = torch.zeros_like(is_wrong)
 
     @property
     def open(self) -> Tensor:
@@ -76,50 +79,25 @@ class Search:
         ranked = rank_wrong(self.logits, self.y, n_targets)
         n_ranked = min(CANDIDATES, self.logits.shape[1] - 1)
         if self.norm in RANKED and 0 < n_targets < n_ranked and bool((self.goal < 0).all()):
-            ranked = self._nearest_first(n_ranked, size)[:, :n_targets]
-            max_passes -= 3 + n_ranked
+            self.ranking = rank(self, n_ranked, size)
+            ranked = self.ranking.classes[:, :n_targets]
+            max_passes -= FORWARD + n_ranked
         classes, goals = ranked.tolist(), self.goal.tolist()
         pairs = [(i, *job) for i in self.open.tolist() for job in walk(step, classes[i], goals[i])]
         self._run(step, pairs, max_passes, size, None)
+        if self.ranking is not None and n_targets == 1:
+            self.is_led = _led(self.distance, self.ranking)
 
-    def _nearest_first(self, n: int, size: int) -> Tensor:
-        """The ``n`` likeliest wrong classes ``(m, n)``, nearest first by their gradients at x.
+    def attack_spare(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
+        """Let an attack go from x for the class that was the first one's rival.
 
-        That is by the smallest change inside the box that reaches a class in the linear model. The
-        logits there, for the class that seems nearest and for the likeliest, say how far they
-        really come; where the first does not prove nearer, the order is by likelihood.
+        For samples that are led only; :meth:`approach` is for the others.
         """
-        ranked = rank_wrong(self.logits, self.y, n)
-        for rows in self.open.split(max(1, size // n)):
-            steps, gaps = self._linear_steps(rows, n)
-            reach = length(steps.flatten(0, 1), self.norm).double().reshape(gaps.shape)
-            order = reach.argsort(dim=1, stable=True)
-            near, likely, classes = order[:, :1], torch.zeros_like(order[:, :1]), ranked[rows]
-            shares = [self._closed(rows, classes, c, steps, gaps) for c in (near, likely)]
-            # by the secants: reach / share is smaller
-            is_nearer = reach.gather(1, near) * shares[1] <= reach[:, :1] * shares[0]
-            is_proven = (shares[0] >= TRUSTED) & is_nearer
-            ranked[rows] = torch.where(is_proven, classes.gather(1, order), classes)
-        self.forward[self.open] += 3
-        self.backward[self.open] += n
-        return ranked
-
-    def _linear_steps(self, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Towards each of ``n`` classes: the linear step ``(m, n, *shape)``, and the gap at x."""
-        x, y, ones = self.x[rows], self.y[rows], torch.full_like(rows, -1)
-        box = ends_of(take(self.allowed, rows))
-        (answer,) = self.model.search([Query(x, gaps_of(y, ones, ones, n))])
-        pairs = zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
-        return torch.stack([shortest(self.norm, x, w, -g, box) for g, w in pairs], 1), answer.losses
-
-    def _closed(
-        self, rows: Tensor, classes: Tensor, chosen: Tensor, steps: Tensor, gaps: Tensor
-    ) -> Tensor:
-        """The share of its gap that the chosen class's step closes ``(m, 1)``."""
-        step = steps[torch.arange(len(rows), device=rows.device), chosen[:, 0]]
-        z, y = self.model.logits(self.x[rows] + step), self.y[rows][:, None]
-        after = z.gather(1, classes.gather(1, chosen)) - z.gather(1, y)
-        return 1 - after.double() / gaps.gather(1, chosen).double()
+        if self.ranking is None:
+            return
+        rows = self.is_led.nonzero().squeeze(1).tolist()
+        pairs = [(i, int(self.ranking.spare[i]), 0) for i in rows]
+        self._run(Step(number, attack.card.name, attack), pairs, max_passes, size, None)
 
     def refine(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
         """Let an attack go on from the nearest input known, towards the class that it reached.
@@ -139,10 +117,12 @@ class Search:
         """Let an attack begin at a random input of the domain, however far away.
 
         Where gradients at x lead nowhere, those among the inputs that fool may still lead back.
+        Samples that are led have :meth:`attack_spare` instead.
         """
         lower, upper = self.model.domain.tensors(self.x)
         noise = self.rng.fold(number).uniform(tuple(self.x.shape[1:]), self.x.dtype)
-        pairs = [(i, int(self.goal[i]), 0) for i in self.open.tolist()]
+        rows = self.open[~self.is_led[self.open]].tolist()
+        pairs = [(i, int(self.goal[i]), 0) for i in rows]
         step = Step(number, attack.card.name, attack)
         self._run(step, pairs, max_passes, size, torch.lerp(lower, upper, noise))
 
@@ -158,7 +138,7 @@ class Search:
 
         They begin at x, or at the points ``begin``, one for every sample.
         """
-        n_jobs = len(pairs) // max(1, len(self.open))
+        n_jobs = len(pairs) // max(1, len({i for i, _, _ in pairs}))
         limit = (max_passes - JUDGING) // max(1, n_jobs)
         slots = Slots(self.model, size, Rules(stop_when_fooled=False, keep_best=True))
         while pairs or not slots.is_empty:
@@ -219,6 +199,12 @@ class Search:
         self.x_adv[kept] = points[is_better]
         self.found_by[kept] = number
         return is_better
+
+
+def _led(known: Tensor, ranking: Ranking) -> Tensor:
+    """See :attr:`Search.is_led`."""
+    has_kept = ranking.secant.isfinite() & (known <= KEPT * ranking.secant)
+    return (known > 0) & has_kept & (ranking.spare_secant < SPARE * known)
 
 
 def _everything(x: Tensor, model: Model, norm: str) -> AllowedSet:

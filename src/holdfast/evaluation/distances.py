@@ -169,7 +169,12 @@ def minimal_distances(
         n_wrong = search.logits.shape[1] - 1 if targets is None else 1
         turns = _turns(norm, attacks, budget, n_wrong)
         for number, turn in enumerate(turns):
-            begin = {"x": search.attack, "nearest": search.refine, "afar": search.approach}
+            begin = {
+                "x": search.attack,
+                "afar": search.approach,
+                "spare": search.attack_spare,
+                "nearest": search.refine,
+            }
             begin[turn.begins](turn.attack, number, turn.passes, size)
         if norm == "l0":
             _counted.thin(search, _rounds(budget))
@@ -190,7 +195,8 @@ class Turn(NamedTuple):
     """An attack, its passes per sample, and where it begins.
 
     Attributes:
-        begins: ``x``, ``nearest`` (at the nearest input known) or ``afar`` (at a random input).
+        begins: ``x``, ``nearest`` (at the nearest input known), ``afar`` (at a random input), or
+            ``spare``: at x, for another class, in the place of ``afar``, for samples that are led.
     """
 
     attack: Attack
@@ -205,7 +211,8 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     arrive within them, for the boundaries of several classes are often about equally near; in linf
     and l1 the search tells by gradients which of three goes first. In l2 and l1 some begin at
     random inputs, however far: a nearer boundary may lie where gradients at x
-    do not lead; in l2 they walk along the boundary, from as many inputs as there are passes for.
+    do not lead; in l2 they walk along the boundary, from as many inputs as there are passes for; in
+    l1 samples whose gradients do lead go for a second class instead, in as many passes.
     The others go on from the nearest input found. In l1 a primal-dual run, which goes far from x
     too, has most of the passes where there are enough for it. In l0 a walk along the boundary and
     sigma-zero begin at random inputs, and another walk goes on from the nearest one.
@@ -239,6 +246,9 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
         turns += [Turn(_walk(n), n, "afar") for n in [*passes, back - sum(passes)]]
     elif back:
         turns.append(Turn(make("shrinking_ball", steps=_steps(back), **PACE[norm]), back, "afar"))
+        if n_targets == 1 and n_wrong > 1:
+            spare = make("fab", is_thrifty=True, steps=_steps(back))
+            turns.append(Turn(spare, back, "spare"))
     if long:
         turns.append(Turn(make("primal_dual", steps=_steps(long)), long))
     onward = make("shrinking_ball", steps=_steps(rest), **PACE[norm])

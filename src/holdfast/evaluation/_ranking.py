@@ -1,0 +1,107 @@
+"""Which wrong classes the search for smallest changes goes for, told by gradients at x.
+
+A linear step towards a class reaches its boundary in the linear model; the logits there say which
+share of the gap it really closed. Its length divided by that share is the secant: how far the
+boundary seems to be.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from holdfast.attacks._classes import gaps_of
+from holdfast.attacks._domain import ends_of
+from holdfast.attacks._hyperplane import length, shortest
+from holdfast.attacks.base import Query
+from holdfast.engine.cascade import rank_wrong
+from holdfast.rows import take
+
+if TYPE_CHECKING:
+    from holdfast.evaluation._nearest import Search
+
+CANDIDATES = 3  # likeliest wrong classes that are compared
+RANKED = ("linf", "l1")  # where that pays; in l2, runs from random inputs find the other classes
+TRUSTED = 0.5  # share of the gap that a linear step must close for its gradient to be believed
+FORWARD = 3  # passes of a ranking; and one backward pass for each class
+
+
+class Ranking(NamedTuple):
+    """Wrong classes of samples; distances are secants, infinite where a gradient is not believed.
+
+    Attributes:
+        classes: ``(m, n)``, nearest first where gradients prove it, else likeliest first.
+        secant: How far the first of them seems ``(m,)``, float64.
+        spare: The rival that it was compared with ``(m,)``.
+        spare_secant: How far that one seems ``(m,)``, float64.
+    """
+
+    classes: Tensor
+    secant: Tensor
+    spare: Tensor
+    spare_secant: Tensor
+
+
+def rank(search: Search, n: int, size: int) -> Ranking:
+    """Order the ``n`` likeliest wrong classes, at least two.
+
+    The nearest goes first by the smallest change inside the box that reaches a class in the linear
+    model. Where secants do not prove it nearer than the likeliest, the order is by likelihood.
+    """
+    classes = rank_wrong(search.logits, search.y, n)
+    far = torch.full_like(search.distance, torch.inf)
+    found = Ranking(classes, far, classes[:, 0].clone(), far.clone())
+    for rows in search.open.split(max(1, size // n)):
+        part = _ranked(search, rows, classes[rows])
+        for whole, piece in zip(found, part, strict=True):
+            whole[rows] = piece
+    search.forward[search.open] += FORWARD
+    search.backward[search.open] += n
+    return found
+
+
+def _ranked(search: Search, rows: Tensor, classes: Tensor) -> Ranking:
+    steps, gaps = _linear_steps(search, rows, classes.shape[1])
+    reach = length(steps.flatten(0, 1), search.norm).double().reshape(gaps.shape)
+    order = reach.argsort(dim=1, stable=True)
+    near, likely = order[:, :1], torch.zeros_like(order[:, :1])
+    is_likely = near == likely
+    rival = torch.where(is_likely, order[:, 1:2], likely)
+    secant, rival_secant = (
+        _secant(reach.gather(1, chosen), _closed(search, rows, classes, chosen, steps, gaps))
+        for chosen in (near, rival)
+    )
+    is_proven = secant.isfinite() & (is_likely | (secant <= rival_secant))
+    is_first = is_proven | is_likely
+    spare = classes.gather(1, torch.where(is_first, rival, near))
+    return Ranking(
+        torch.where(is_proven, classes.gather(1, order), classes),
+        torch.where(is_first, secant, rival_secant)[:, 0],
+        spare[:, 0],
+        torch.where(is_first, rival_secant, secant)[:, 0],
+    )
+
+
+def _secant(reach: Tensor, share: Tensor) -> Tensor:
+    return torch.where(share >= TRUSTED, reach / share, torch.inf)
+
+
+def _linear_steps(search: Search, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Towards each of ``n`` classes: the linear step ``(m, n, *shape)``, and the gap at x."""
+    x, y, ones = search.x[rows], search.y[rows], torch.full_like(rows, -1)
+    box = ends_of(take(search.allowed, rows))
+    (answer,) = search.model.search([Query(x, gaps_of(y, ones, ones, n))])
+    pairs = zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
+    return torch.stack([shortest(search.norm, x, w, -g, box) for g, w in pairs], 1), answer.losses
+
+
+def _closed(
+    search: Search, rows: Tensor, classes: Tensor, chosen: Tensor, steps: Tensor, gaps: Tensor
+) -> Tensor:
+    """The share of its gap that the chosen class's step closes ``(m, 1)``."""
+    step = steps[torch.arange(len(rows), device=rows.device), chosen[:, 0]]
+    z, y = search.model.logits(search.x[rows] + step), search.y[rows][:, None]
+    after = z.gather(1, classes.gather(1, chosen)) - z.gather(1, y)
+    return 1 - after.double() / gaps.gather(1, chosen).double()
