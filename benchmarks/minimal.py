@@ -38,7 +38,7 @@ CHOOSING = ("mnist_fgsm", "cifar_cnn_a_mix", "mnist_convex")
 CHECKING = ("mnist_clean", "cifar_resnet2b")
 NORMS = ("linf", "l2", "l1", "l0")
 SLACK = 1.1  # of the passes: a peer that spends more is not at equal passes
-EIGHT = 8  # rows: batches are cut to multiples, so that no padding is counted
+EIGHT = 8  # rows: batches are cut to multiples; what larger blocks are padded with is counted
 
 
 def sized(net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, norm: str) -> Tensor:
