@@ -8,6 +8,7 @@ of the two counts, and the machine should have nothing else to do: ``load`` says
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -16,17 +17,16 @@ from typing import Any
 import torch
 
 import _tools
-from _common import seconds, write
+from _common import RESULTS, commit, seconds, write
 from _validation import CASES, network, samples
 
 IMAGES = {
     "mnist_clean": 1000,
     "fashion_transformer": 1000,
-    "mnist_fgsm": 200,
-    "mnist_convex": 200,
-    "cifar_base": 200,
-    "cifar_residual_pgd": 200,
-    "fashion_transformer_trades": 200,
+    "mnist_fgsm": 1000,
+    "cifar_base": 300,
+    "cifar_residual_pgd": 300,
+    "fashion_transformer_trades": 300,
 }
 BATCH = 250  # AutoAttack's own default
 
@@ -65,11 +65,12 @@ def compared(name: str, n: int, folder: Path, options: dict[str, Any]) -> dict[s
         "robust_accuracy": round(accuracies[0], 4),
         "reference_robust_accuracy": round(float(left.float().mean()), 4),
         "load": round(os.getloadavg()[0], 1),
+        "commit": commit(),
     }
 
 
 def main() -> None:
-    """Measure the networks that are asked for and write ``wall_time.json``."""
+    """Measure the networks that are asked for; rows of the others stay in ``wall_time.json``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--autoattack", type=Path, required=True, help="a checkout of auto-attack")
     parser.add_argument("--models", nargs="*", default=list(IMAGES), choices=list(IMAGES))
@@ -78,12 +79,20 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     ours = {"cascade": options.cascade, "threads": options.threads}
-    rows = []
     for name in options.models:
-        rows.append(compared(name, IMAGES[name], options.autoattack, ours))
-        print(rows[-1], flush=True)
-    if options.models == list(IMAGES):
-        write("wall_time", {"reference_batch": BATCH, **ours}, rows)
+        row = compared(name, IMAGES[name], options.autoattack, ours)
+        print(row, flush=True)
+        rows = {name: row for name, row in _known().items() if name in IMAGES} | {name: row}
+        write(
+            "wall_time", {"reference_batch": BATCH, **ours}, [rows[n] for n in IMAGES if n in rows]
+        )
+
+
+def _known() -> dict[str, dict[str, Any]]:
+    """The rows that are there, by network."""
+    path = RESULTS / "wall_time.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else []
+    return {row["model"]: row for row in rows}
 
 
 if __name__ == "__main__":
