@@ -14,6 +14,7 @@ from holdfast.engine import journal
 from holdfast.engine.cascade import Step, Terms, fitting, has_found, parts
 from holdfast.engine.run import run
 from holdfast.errors import PlanError
+from holdfast.events import PhaseDone
 from holdfast.plan import Stage, cascades, load_cascade
 from holdfast.threat import Access
 
@@ -188,6 +189,16 @@ def test_where_an_audit_of_some_finds_nothing_the_others_are_spared(tmp_path):
     audited(Net(8, 3), inputs(1, 30), tmp_path, threat="linf:0")
     assert not [a for a in written(tmp_path, "attempt") if a.stage == 2]
     assert len([s for s in written(tmp_path, "spared") if s.stage == 2]) == 30
+
+
+def test_a_stage_that_waits_for_a_finding_is_not_over_before_it_began(tmp_path):
+    x = inputs(1, 30)
+    stages = tuple(Stage.model_validate(stage) for stage in MASKED)
+    plan = Plan(threats=("linf:0.3",), stages=stages, trust="off", curve_steps=0)
+    events = run(plan, Model(Blinded()), ArrayData(x, answers(Blinded(), x)), tmp_path)
+    costs = [e.passes_per_sample for e in events if isinstance(e, PhaseDone) and e.threat]
+    assert len(costs) == len(MASKED)
+    assert costs == sorted(set(costs))
 
 
 def test_spared_stages_do_not_depend_on_batch_order_or_a_stop(tmp_path):

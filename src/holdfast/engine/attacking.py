@@ -53,7 +53,7 @@ class Attacking:
         self._queue: list[tuple[int, int, float, int]] = []
         self._active = [0] * len(steps)
         self._announced = announced
-        self._end = len(steps)
+        self._end = 0
         self._is_on = [True] * len(steps)
         keys = Rng(context.seen.keys).fold(context.plan.seed).fold(_number(self.text)).fold(_DRAW)
         self._draws = keys.uniform((len(steps),), torch.float64).numpy()
@@ -287,7 +287,7 @@ class Attacking:
 
     def _say(self, is_end: bool = False) -> Iterator[Event]:
         context = self.context
-        while self._announced < len(self.steps) and not sum(self._active[: self._announced + 1]):
+        while self._announced < self._end and not sum(self._active[: self._announced + 1]):
             over = self.steps[: self._announced + 1]
             step = over[-1]
             passes = int(self.standing.forward.sum() + self.standing.backward.sum())
