@@ -33,7 +33,7 @@ ENGINE = ("attacking", "clean", "handover", "judge", "lookahead", "opening", "sl
 PIECE = 1000  # samples attacked together: what is lost at most when a run is stopped
 
 
-def ours(cascade: str) -> Tool:
+def ours(cascade: str, seed: int = 0) -> Tool:
     """An audit with one of our cascades."""
 
     def run(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Outcome:
@@ -41,7 +41,7 @@ def ours(cascade: str) -> Tool:
 
         with tempfile.TemporaryDirectory() as folder:
             options: dict[str, Any] = {"curve_steps": 0, "verify": "off", "out": folder}
-            report = holdfast.audit(net, (x, y), case.threat, cascade=cascade, **options)
+            report = holdfast.audit(net, (x, y), case.threat, cascade=cascade, seed=seed, **options)
             rows, points = report.adversarial()
         result = report.threats[case.threat]
         x_adv = x.clone()
@@ -56,6 +56,7 @@ def ours(cascade: str) -> Tool:
 def tools(folder: Path | None) -> dict[str, Tool]:
     """Every tool that can run here."""
     found: dict[str, Tool] = {name: ours(name) for name in PRESETS}
+    found |= {f"{name}, seed {seed}": ours(name, seed) for name in PRESETS[:2] for seed in (1, 2)}
     found |= {"torchattacks": _tools.torchattacks, "art": _tools.art}
     if folder is not None:
         found["reference"] = _tools.reference(folder)
@@ -113,11 +114,15 @@ def measure(name: str, tool: str, run: Tool, n: int, size: int = PIECE) -> None:
 
 def _source(tool: str) -> str:
     """For our own tools a hash of attacks, cascade and engine: other code, other figures."""
-    if tool not in PRESETS:
+    cascade = tool.split(",")[0]
+    if cascade not in PRESETS:
         return ""
     folder = ROOT / "src" / "holdfast"
     names = ("apgd", "fab", "fgsm", "malt", "square", "square_pgd", "_losses")
-    files = [folder / "cascades" / f"{tool}.toml", *(folder / "attacks" / f"{n}.py" for n in names)]
+    files = [
+        folder / "cascades" / f"{cascade}.toml",
+        *(folder / "attacks" / f"{n}.py" for n in names),
+    ]
     files += sorted((folder / "attacks" / "_square").glob("*.py"))
     files += [folder / "engine" / f"{n}.py" for n in ENGINE]
     return hashlib.blake2b(b"".join(f.read_bytes() for f in files), digest_size=8).hexdigest()
