@@ -225,6 +225,7 @@ WHOLE = {
     "each case, then `--collect`",
     "trust": "`python benchmarks/trust.py --n 100 --again`",
     "verify_vnn": "`python benchmarks/verify_vnn.py --cpu --again`",
+    "wall_time": "`python benchmarks/wall_time.py --autoattack DIR`",
 }
 """Results that are filled in several runs, and what measures all of their rows again."""
 
@@ -320,6 +321,16 @@ _RESULTS: dict[str, dict[str, str]] = {
         "seconds": "seconds",
     },
     "peers": _PEER_COLUMNS,
+    "wall_time": {
+        "network": "model",
+        "threat": "threat",
+        "images": "n",
+        "`standard`, s": "seconds",
+        "AutoAttack's code, s": "reference_seconds",
+        "times faster": "times_faster",
+        "robust accuracy": "robust_accuracy",
+        "AutoAttack's": "reference_robust_accuracy",
+    },
     "recipes": {
         "data and threat": "case",
         "recipe": "run",
