@@ -79,7 +79,7 @@ class Model:
     ) -> None:
         if not callable(f):
             raise ModelError(
-                f"A {type(f).__name__} is not a model. Give a torch.nn.Module or a function from "
+                f"{type(f).__name__} is no model. Give a torch.nn.Module or a function from "
                 "inputs to logits. (A state dict holds weights only: load it into its module.)"
             )
         self.f = f

@@ -156,7 +156,7 @@ def smooth(
         return SmoothedModel(model.logits, sigma, **options)
     if not callable(model):
         raise ModelError(
-            f"A {type(model).__name__} cannot be smoothed. Give a module or a function to logits."
+            f"{type(model).__name__} cannot be smoothed. Give a module or a function to logits."
         )
     return SmoothedModel(model, sigma, **options)
 
@@ -172,7 +172,7 @@ def as_graph(model: Network, x: Tensor) -> Graph:
     module = _module(model, x) if isinstance(model, Model) else model
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"A {type(module).__name__} cannot be bounded. Give a torch.nn.Module, a "
+            f"{type(module).__name__} cannot be bounded. Give a torch.nn.Module, a "
             "holdfast.Model around one, or the path of an ONNX file."
         )
     if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
