@@ -180,8 +180,10 @@ def main() -> None:
     cascade = SHORT if arguments.cascade == "short" else arguments.cascade
     settings = {"n": arguments.n, "cascade": arguments.cascade}
     rows = {} if arguments.again else kept("trust", settings)
-    for name, planted in defences().items():
-        if arguments.only and name not in arguments.only:
+    cases = defences()
+    wanted = {*arguments.only, *(cases[name].base for name in arguments.only if name in cases)}
+    for name, planted in cases.items():
+        if wanted and name not in wanted:
             continue
         data = images("mnist", arguments.n)
         if name not in rows:

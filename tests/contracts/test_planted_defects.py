@@ -103,6 +103,14 @@ def test_unharmed_attack_passes(name):
     Case(CONTRACTS[name], d.Sound(), "linf").check()
 
 
+def test_what_leaves_the_set_is_not_returned_whatever_an_attack_says_of_itself():
+    torch.manual_seed(0)
+    net, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)), torch.rand(6, 3, 2, 2)
+    y = net(x).argmax(1)
+    x_adv = d.LeavesTheBall()(net, x, y, "linf:0.1", stop="budget")
+    assert float((x_adv - x).abs().max()) <= 0.1 + 1e-6
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_unharmed_search_passes(norm):
     Case(CONTRACTS["foresees_its_questions"], d.SoundSearch(), norm).check()

@@ -88,6 +88,13 @@ def test_larger_calls_are_not_measured_where_smaller_ones_are_as_fast():
     assert max(sizes) == 32
 
 
+def test_a_model_that_is_slow_is_not_measured_in_larger_calls():
+    sizes = []
+    slow = Slow(lambda x: sizes.append(len(x)) or 0.05 * len(x))
+    assert tuned(slow, n=100, threads=1).rows is None
+    assert max(sizes) == 8
+
+
 def test_calls_have_room_where_a_few_rows_take_hardly_longer_than_one():
     assert tuned(Slow(lambda x: 0.01)).has_room
     assert tuned(Slow(lambda x: 0.01 + 0.001 * len(x))).has_room

@@ -116,7 +116,7 @@ class SparseRS(Attack):
 
     def tell(self, state: SparseRSState, answer: Answer) -> SparseRSState:
         """Keep the set where the margin did not fall, and propose the next one."""
-        gain = goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
+        gain = _gain(state, answer)
         is_better = gain >= state.best_margin
         step = state.step + 1
         state = replace(
@@ -139,8 +139,7 @@ class SparseRS(Attack):
 
     def is_fruitless(self, state: SparseRSState, answer: Answer) -> Tensor:
         """The margin fell."""
-        gain = goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
-        return gain < state.best_margin
+        return ~(_gain(state, answer) >= state.best_margin)
 
     def _n_swaps(self, state: SparseRSState) -> Tensor:
         """How many places the next query swaps ``(n,)``: at least one where there is one."""
@@ -150,6 +149,11 @@ class SparseRS(Attack):
         share = self.p_init / torch.tensor(DIVISORS, dtype=torch.float64, device=device)[level]
         n_places = state.places.sum(1)
         return torch.minimum((share * n_places).to(torch.int64).clamp_min(1), n_places)
+
+
+def _gain(state: SparseRSState, answer: Answer) -> Tensor:
+    """The margin of the points asked for ``(n,)``."""
+    return goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
 
 
 def _n_places(allowed: AllowedSet) -> Tensor:

@@ -108,7 +108,7 @@ class Square(Attack):
 
     def tell(self, state: SquareState, answer: Answer) -> SquareState:
         """Keep the point where the margin did not fall, and propose the next one."""
-        gain = goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
+        gain = _gain(state, answer)
         is_better = gain >= state.best_margin
         # exact for weights 0 and 1, and far faster than torch.where
         best = torch.lerp(state.best, state.points, like(is_better.to(gain.dtype), state.best))
@@ -142,13 +142,17 @@ class Square(Attack):
 
     def is_fruitless(self, state: SquareState, answer: Answer) -> Tensor:
         """The margin fell."""
-        gain = goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
-        return gain < state.best_margin
+        return ~(_gain(state, answer) >= state.best_margin)
 
     def begin(self, state: SquareState, points: Tensor, margins: Tensor) -> SquareState:
         """The whole schedule again, from ``points`` whose margins ``(n,)`` are known."""
         state = replace(state, step=torch.zeros_like(state.step), best_margin=margins)
         return replace(_proposed(state, points), finished=torch.zeros_like(state.finished))
+
+
+def _gain(state: SquareState, answer: Answer) -> Tensor:
+    """The margin of the points asked for ``(n,)``."""
+    return goal_margin(answer.logits, state.y, state.target).to(state.best.dtype)
 
 
 def _proposed(state: SquareState, best: Tensor) -> SquareState:

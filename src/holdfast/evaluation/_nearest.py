@@ -26,7 +26,7 @@ NOBODY, CLEAN = -1, -2
 NEARER = 0.999  # of the distance known: what a later attack has to undercut
 KEPT = 1.1  # of what gradients at x said: how far the class gone for may prove to be
 SPARE = 1.4  # of the distance known: how far another class may seem that is gone for too
-JUDGING = 2  # forward passes of one judgement: in a batch, and alone
+JUDGING = 2  # forward passes of one judgement: in a batch, and apart from it
 
 
 class Search:

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from holdfast.reports.results import StageResult, ThreatResult
 
 
-_LITTLE = (
-    0.1  # of the samples that were right: no more unbroken ones leave little to be wrong about
-)
+_LITTLE = 0.1
+"""Share of the samples that were right: no more unbroken ones leave little to be wrong about."""
 
 
 class Confidence(StrEnum):
