@@ -16,7 +16,7 @@ from holdfast.engine.jobs import Ended, Job
 from holdfast.engine.judge import judge, reached
 from holdfast.engine.random import Rng
 from holdfast.engine.slots import Rules, Slots
-from holdfast.evaluation._ranking import CANDIDATES, FORWARD, RANKED, Ranking, rank
+from holdfast.evaluation._ranking import CANDIDATES, FORWARD, Ranking, rank, rivals
 from holdfast.model import Model
 from holdfast.perturbations.ball import Ball
 from holdfast.rows import like, take
@@ -27,6 +27,7 @@ NEARER = 0.999  # of the distance known: what a later attack has to undercut
 KEPT = 1.1  # of what gradients at x said: how far the class gone for may prove to be
 SPARE = 1.4  # of the distance known: how far another class may seem that is gone for too
 JUDGING = 2  # forward passes of one judgement: in a batch, and apart from it
+LOOKING = 1  # forward pass that tells which class the nearest input known has reached
 
 
 class Search:
@@ -41,7 +42,9 @@ class Search:
         backward: Backward passes spent.
         ranking: Which classes gradients at x say are near, where an attack has asked.
         is_led: Samples whose gradients led as far as they said, and say that another class may be
-            nearer than :data:`SPARE` times the distance known.
+            nearer than :data:`SPARE` times the distance known; in l2: than the class reached.
+        spare: The class that those go for, else -1.
+        is_sure: Samples whose gradients :meth:`look` believed, and that know of nothing nearer.
     """
 
     def __init__(
@@ -59,6 +62,8 @@ class Search:
         self.forward, self.backward = torch.zeros_like(y), torch.zeros_like(y)
         self.ranking: Ranking | None = None
         self.is_led = torch.zeros_like(is_wrong)
+        self.is_sure = torch.zeros_like(is_wrong)
+        self.spare = torch.full_like(y, -1)
 
     @property
     def open(self) -> Tensor:
@@ -77,8 +82,8 @@ class Search:
         step = Step(number, attack.card.name, attack)
         n_targets = attack.option("n_targets", 0)
         ranked = rank_wrong(self.logits, self.y, n_targets)
-        n_ranked = min(CANDIDATES, self.logits.shape[1] - 1)
-        if self.norm in RANKED and 0 < n_targets < n_ranked and bool((self.goal < 0).all()):
+        n_ranked = min(CANDIDATES.get(self.norm, 0), self.logits.shape[1] - 1)
+        if 0 < n_targets < n_ranked and bool((self.goal < 0).all()):
             self.ranking = rank(self, n_ranked, size)
             ranked = self.ranking.classes[:, :n_targets]
             max_passes -= FORWARD + n_ranked
@@ -87,17 +92,27 @@ class Search:
         self._run(step, pairs, max_passes, size, None)
         if self.ranking is not None and n_targets == 1:
             self.is_led = _led(self.distance, self.ranking)
+            self.spare = self.ranking.spare
 
     def attack_spare(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
         """Let an attack go from x for the class that was the first one's rival.
 
         For samples that are led only; :meth:`approach` is for the others.
         """
-        if self.ranking is None:
-            return
         rows = self.is_led.nonzero().squeeze(1).tolist()
-        pairs = [(i, int(self.ranking.spare[i]), 0) for i in rows]
+        pairs = [(i, int(self.spare[i]), 0) for i in rows]
         self._run(Step(number, attack.card.name, attack), pairs, max_passes, size, None)
+
+    def look(self, n_tried: int, size: int) -> None:
+        """Ask gradients at x whether they led where they said, and what they say is nearer.
+
+        ``n_tried`` likeliest wrong classes have been gone for. Costs :data:`CHECKING` passes, and
+        :data:`ASKING` more where they are believed.
+        """
+        if bool((self.goal < 0).all()):
+            found = rivals(self, n_tried, size)
+            self.is_led, self.spare = found.nearer >= 0, found.nearer
+            self.is_sure = found.is_honest & ~self.is_led
 
     def refine(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
         """Let an attack go on from the nearest input known, towards the class that it reached.
@@ -107,22 +122,35 @@ class Search:
         """
         rows = self.open
         reached_class = rank_wrong(self.model.logits(self.x_adv[rows]), self.y[rows], 1)
-        self.forward[rows] += 1
+        self.forward[rows] += LOOKING
         aims = torch.where(self.goal[rows] < 0, reached_class[:, 0], self.goal[rows])
         pairs = [(i, k, 0) for i, k in zip(rows.tolist(), aims.tolist(), strict=True)]
         step = Step(number, attack.card.name, attack)
-        self._run(step, pairs, max_passes - 1, size, self.x_adv)
+        self._run(step, pairs, max_passes - LOOKING, size, self.x_adv)
 
     def approach(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
         """Let an attack begin at a random input of the domain, however far away.
 
         Where gradients at x lead nowhere, those among the inputs that fool may still lead back.
-        Samples that are led have :meth:`attack_spare` instead.
+        Samples that are led have :meth:`attack_spare` instead (and :meth:`approach_led`), those that
+        are sure :meth:`approach_sure`.
         """
+        self._approach(~self.is_led & ~self.is_sure, attack, number, max_passes, size)
+
+    def approach_sure(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
+        """:meth:`approach` for samples that are sure: asking their gradients has cost passes."""
+        self._approach(self.is_sure, attack, number, max_passes, size)
+
+    def approach_led(self, attack: Attack, number: int, max_passes: int, size: int) -> None:
+        """:meth:`approach` for the samples that are led."""
+        self._approach(self.is_led, attack, number, max_passes, size)
+
+    def _approach(
+        self, mask: Tensor, attack: Attack, number: int, max_passes: int, size: int
+    ) -> None:
         lower, upper = self.model.domain.tensors(self.x)
         noise = self.rng.fold(number).uniform(tuple(self.x.shape[1:]), self.x.dtype)
-        rows = self.open[~self.is_led[self.open]].tolist()
-        pairs = [(i, int(self.goal[i]), 0) for i in rows]
+        pairs = [(i, int(self.goal[i]), 0) for i in self.open[mask[self.open]].tolist()]
         step = Step(number, attack.card.name, attack)
         self._run(step, pairs, max_passes, size, torch.lerp(lower, upper, noise))
 

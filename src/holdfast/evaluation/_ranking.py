@@ -15,17 +15,20 @@ from torch import Tensor
 from holdfast.attacks._classes import gaps_of
 from holdfast.attacks._domain import ends_of
 from holdfast.attacks._hyperplane import length, shortest
-from holdfast.attacks.base import Query
+from holdfast.attacks.base import Objective, Query
+from holdfast.attacks.malt import class_gaps
 from holdfast.engine.cascade import rank_wrong
 from holdfast.rows import take
 
 if TYPE_CHECKING:
     from holdfast.evaluation._nearest import Search
 
-CANDIDATES = 3  # likeliest wrong classes that are compared
-RANKED = ("linf", "l1")  # where that pays; in l2, runs from random inputs find the other classes
+CANDIDATES = {"linf": 5, "l1": 3}  # likeliest wrong classes that are compared, where that pays
 TRUSTED = 0.5  # share of the gap that a linear step must close for its gradient to be believed
 FORWARD = 3  # passes of a ranking; and one backward pass for each class
+HONEST = (0.9, 1.1)  # l2: of linear distances, where gradients at x are believed
+RIVALS = 3  # l2: likeliest classes that nobody went for, whose gradients are then looked at
+CHECKING, ASKING = 3, 1 + RIVALS  # passes of that: of every sample, and of those believed
 
 
 class Ranking(NamedTuple):
@@ -42,6 +45,53 @@ class Ranking(NamedTuple):
     secant: Tensor
     spare: Tensor
     spare_secant: Tensor
+
+
+class Rivals(NamedTuple):
+    """What gradients at x say once a boundary is known; see :func:`rivals`.
+
+    Attributes:
+        is_honest: Whether the boundary lies about as far as they said ``(n,)``.
+        nearer: Of those: a class not gone for yet that they say is nearer, else -1 ``(n,)``.
+    """
+
+    is_honest: Tensor
+    nearer: Tensor
+
+
+def rivals(search: Search, n_tried: int, size: int) -> Rivals:
+    """Compare the distances known with those of the linear model; ``n_tried``: classes gone for."""
+    found = Rivals(torch.zeros_like(search.distance) > 0, torch.full_like(search.y, -1))
+    known = search.open[search.distance[search.open].isfinite()]
+    others = rank_wrong(search.logits, search.y, n_tried + RIVALS)[:, n_tried:]
+    for rows in known.split(size):
+        reached = rank_wrong(search.model.logits(search.x_adv[rows]), search.y[rows], 1)
+        linear = _linear_distances(search, rows, reached)
+        share = search.distance[rows, None] / linear
+        is_honest = ((share >= HONEST[0]) & (share <= HONEST[1]))[:, 0]
+        search.forward[rows] += 2
+        search.backward[rows] += 1
+        found.is_honest[rows] = is_honest
+        rows, linear = rows[is_honest], linear[is_honest]
+        if others.shape[1] == 0 or len(rows) == 0:
+            continue
+        best = _linear_distances(search, rows, others[rows]).min(1)
+        nearest = others[rows].gather(1, best.indices[:, None])
+        found.nearer[rows] = torch.where(best.values[:, None] < linear, nearest, -1)[:, 0]
+        search.forward[rows] += 1
+        search.backward[rows] += others.shape[1]
+    return found
+
+
+def _linear_distances(search: Search, rows: Tensor, classes: Tensor) -> Tensor:
+    """How far the boundaries of ``classes`` ``(m, n)`` are in the linear model, inside the box."""
+    x, y = search.x[rows], search.y[rows]
+    box = ends_of(take(search.allowed, rows))
+    objective = Objective(class_gaps, (y, classes), classes.shape[1])
+    (answer,) = search.model.search([Query(x, objective)])
+    pairs = zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
+    steps = [length(shortest(search.norm, x, w, -g, box), search.norm) for g, w in pairs]
+    return torch.stack(steps, 1).double()
 
 
 def rank(search: Search, n: int, size: int) -> Ranking:

@@ -26,7 +26,8 @@ from holdfast.engine.random import Rng
 from holdfast.engine.scan import inside, scan
 from holdfast.errors import DataError, PlanError
 from holdfast.evaluation import _counted
-from holdfast.evaluation._nearest import CLEAN, JUDGING, Search, polish
+from holdfast.evaluation._nearest import CLEAN, JUDGING, LOOKING, Search, polish
+from holdfast.evaluation._ranking import ASKING, CHECKING
 from holdfast.evaluation.statistics import Rate
 from holdfast.model import Model
 from holdfast.perturbations.ball import ALIASES, SHAPES
@@ -174,8 +175,12 @@ def minimal_distances(
                 "afar": search.approach,
                 "spare": search.attack_spare,
                 "nearest": search.refine,
+                "afar, led": search.approach_led,
+                "afar, sure": search.approach_sure,
             }
             begin[turn.begins](turn.attack, number, turn.passes, size)
+            if turn.n_looked:
+                search.look(turn.n_looked, size)
         if norm == "l0":
             _counted.thin(search, _rounds(budget))
         else:
@@ -196,12 +201,15 @@ class Turn(NamedTuple):
 
     Attributes:
         begins: ``x``, ``nearest`` (at the nearest input known), ``afar`` (at a random input), or
-            ``spare``: at x, for another class, in the place of ``afar``, for samples that are led.
+            ``spare``: at x, for another class, in the place of ``afar``, for samples that are led;
+            ``afar, led``, ``afar, sure``: as ``afar``, for samples that it leaves out.
+        n_looked: Classes gone for, where gradients at x are asked afterwards whether they led.
     """
 
     attack: Attack
     passes: int
     begins: str = "x"
+    n_looked: int = 0
 
 
 def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
@@ -240,7 +248,18 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     if norm != "linf":
         around = make("fab", is_thrifty=True, **look)
     turns = [Turn(around, first)]
-    if norm == "l2":
+    if norm == "l2" and back < 2 * WALKS and n_wrong > n_targets:
+        afar, sure = back - CHECKING, back - CHECKING - ASKING
+        spare = sure // 2
+        made = make("fab", is_thrifty=True, steps=_steps(spare))
+        turns = [
+            Turn(around, first, n_looked=n_targets),
+            Turn(_walk(afar), afar, "afar"),
+            Turn(_walk(sure), sure, "afar, sure"),
+            Turn(made, spare, "spare"),
+            Turn(_walk(spare), spare, "afar, led"),
+        ]
+    elif norm == "l2":
         n_starts = max(1, back // WALKS)
         passes = [back // n_starts] * (n_starts - 1)
         turns += [Turn(_walk(n), n, "afar") for n in [*passes, back - sum(passes)]]
@@ -251,7 +270,7 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
             turns.append(Turn(spare, back, "spare"))
     if long:
         turns.append(Turn(make("primal_dual", steps=_steps(long)), long))
-    onward = make("shrinking_ball", steps=_steps(rest), **PACE[norm])
+    onward = make("shrinking_ball", steps=_steps(rest - LOOKING), **PACE[norm])
     return [*turns, Turn(onward, rest, "nearest")]
 
 
@@ -262,7 +281,7 @@ def _walk(passes: int, **options: float) -> Attack:
 
 def _steps(passes: int) -> int:
     """Gradient steps, of two passes each, that leave some for the judge."""
-    return max(1, passes // 2 - JUDGING)
+    return max(1, (passes - JUDGING) // 2)
 
 
 def _turns(
