@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import pytest
 
+from holdfast.evaluation._ranking import ASKING, CHECKING
 from holdfast.evaluation.distances import PACE, portfolio
 
 BEGINS = {
     "linf": ["x", "nearest"],
-    "l2": ["x", "afar", "nearest"],
+    "l2": ["x", "afar", "afar, sure", "spare", "afar, led", "nearest"],
     "l1": ["x", "afar", "spare", "nearest"],
     "l0": ["afar", "afar", "nearest"],
 }
 MANY = {"l2": ["x", "afar", "afar", "afar", "afar", "afar", "nearest"]}
 MANY["l1"] = ["x", "afar", "x", "nearest"]
+FEW = {"l2": ["x", "afar", "nearest"]}  # too few passes to ask
 
 
 @pytest.mark.parametrize("norm", BEGINS)
 @pytest.mark.parametrize("budget", [40, 200, 1000])
 def test_turns_share_the_passes_and_end_at_the_nearest(norm, budget):
     turns = portfolio(norm, budget)
-    many = MANY.get(norm, BEGINS[norm])
-    assert [turn.begins for turn in turns] == (many if budget == 1000 else BEGINS[norm])
-    assert sum(turn.passes for turn in turns if turn.begins != "spare") == budget
-    assert {t.passes for t in turns if t.begins == "spare"} <= {t.passes for t in turns[1:2]}
+    special = {40: FEW, 1000: MANY}.get(budget, {})
+    assert [turn.begins for turn in turns] == special.get(norm, BEGINS[norm])
+    looked = CHECKING if any(turn.n_looked for turn in turns) else 0
+    asked = looked and looked + ASKING
+    assert passes_of(turns, {"afar"}) + looked == budget
+    if asked:
+        assert passes_of(turns, {"afar, sure"}) + asked == budget
+        assert budget - 1 <= passes_of(turns, {"spare", "afar, led"}) + asked <= budget
+    else:
+        assert {t.passes for t in turns if t.begins == "spare"} <= {t.passes for t in turns[1:2]}
     for turn in turns:
         jobs = max(1, turn.attack.option("n_targets", 0))
         cost = 2 * jobs * turn.attack.option("steps", 0)
         assert cost <= max(turn.passes, 2 * jobs)
+
+
+def passes_of(turns, whose):
+    """Those of the turns that everyone has, and of ``whose``."""
+    return sum(turn.passes for turn in turns if turn.begins in {"x", "nearest", *whose})
 
 
 def test_a_run_looks_at_no_more_classes_than_there_are():

@@ -16,6 +16,7 @@ from holdfast.engine.random import Rng
 from holdfast.evaluation import _counted
 from holdfast.evaluation._counted import ROUNDS, thin
 from holdfast.evaluation._nearest import NOBODY, Search, polish
+from holdfast.evaluation._ranking import CHECKING
 from holdfast.model import Model
 
 N = 8  # rows: other numbers are padded in calls, and padding is nobody's pass
@@ -249,6 +250,44 @@ def test_who_goes_for_another_class_and_who_begins_far_away(net, is_led):
         assert bool(counting.asked) != is_led
         assert int(search.forward.sum()) == counting.forward_rows
         assert int(search.backward.sum()) == counting.backward_rows
+
+
+LOOKED = {  # the net, whether its samples go for class 2, and whether they are sure
+    "class 2 is nearer by its gradient: at 0.12": (Twofold(10, 0), True, False),
+    "class 2 is farther: at 0.24": (Twofold(5, 0), False, True),
+    "the first class was at 0.32 instead of 0.2": (Twofold(10, 0, slower=1.5), False, False),
+}
+
+
+@pytest.mark.parametrize(("net", "is_led", "is_sure"), LOOKED.values(), ids=LOOKED)
+def test_in_l2_gradients_are_asked_once_a_boundary_is_known(net, is_led, is_sure):
+    with ranked_search(net, "l2", FAB(steps=10, n_targets=1), 60) as (search, counting):
+        before = search.forward + search.backward
+        search.look(1, N)
+        spent = search.forward + search.backward - before
+        assert (search.is_led == is_led).all()
+        assert (search.is_sure == is_sure).all()
+        assert spent.tolist() == [CHECKING + (is_led or is_sure) * 2] * N  # one class is left
+        turns = (search.approach, search.approach_sure, search.approach_led)
+        began = []
+        for number, turn in enumerate(turns):
+            counting.asked = []
+            turn(ShrinkingBall(steps=2), 1 + number, 40, N)
+            began.append(bool(counting.asked))
+        assert began == [not is_led and not is_sure, is_sure, is_led]
+        search.attack_spare(FAB(steps=10, is_thrifty=True), 4, 40, N)
+        near = torch.full((N,), 0.12).double()
+        assert torch.allclose(search.distance, near, rtol=0.06) == is_led
+        assert int(search.forward.sum()) == counting.forward_rows
+        assert int(search.backward.sum()) == counting.backward_rows
+
+
+def test_a_search_for_one_class_asks_for_no_other():
+    with ranked_search(Twofold(10, 0), "l2", FAB(steps=10, n_targets=1), 60) as (search, _):
+        search.goal[:] = 1
+        search.look(1, N)
+        assert not search.is_led.any()
+        assert not search.is_sure.any()
 
 
 @contextmanager

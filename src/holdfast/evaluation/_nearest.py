@@ -132,8 +132,8 @@ class Search:
         """Let an attack begin at a random input of the domain, however far away.
 
         Where gradients at x lead nowhere, those among the inputs that fool may still lead back.
-        Samples that are led have :meth:`attack_spare` instead (and :meth:`approach_led`), those that
-        are sure :meth:`approach_sure`.
+        Not those that are led, who have :meth:`attack_spare` (and :meth:`approach_led`), nor those
+        that are sure (:meth:`approach_sure`).
         """
         self._approach(~self.is_led & ~self.is_sure, attack, number, max_passes, size)
 

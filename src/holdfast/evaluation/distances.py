@@ -217,10 +217,12 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
 
     Some of the passes look around: one run towards each of the likeliest wrong classes, as many as
     arrive within them, for the boundaries of several classes are often about equally near; in linf
-    and l1 the search tells by gradients which of three goes first. In l2 and l1 some begin at
+    and l1 the search tells by gradients which of some goes first. In l2 and l1 some begin at
     random inputs, however far: a nearer boundary may lie where gradients at x
     do not lead; in l2 they walk along the boundary, from as many inputs as there are passes for; in
-    l1 samples whose gradients do lead go for a second class instead, in as many passes.
+    l1 samples whose gradients do lead go for a second class instead, in as many passes. In l2 such
+    samples go, with half of these passes, for a class that nobody went for, where gradients say
+    that it is nearer than what was found; with more passes several classes are gone for anyhow.
     The others go on from the nearest input found. In l1 a primal-dual run, which goes far from x
     too, has most of the passes where there are enough for it. In l0 a walk along the boundary and
     sigma-zero begin at random inputs, and another walk goes on from the nearest one.
@@ -248,7 +250,7 @@ def portfolio(norm: str, budget: int, n_wrong: int = 9) -> list[Turn]:
     if norm != "linf":
         around = make("fab", is_thrifty=True, **look)
     turns = [Turn(around, first)]
-    if norm == "l2" and back < 2 * WALKS and n_wrong > n_targets:
+    if norm == "l2" and WALKS // 2 <= back < 2 * WALKS and n_wrong > n_targets:
         afar, sure = back - CHECKING, back - CHECKING - ASKING
         spare = sure // 2
         made = make("fab", is_thrifty=True, steps=_steps(spare))
