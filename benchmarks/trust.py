@@ -179,7 +179,8 @@ def main() -> None:
     torch.set_num_threads(1)
     cascade = SHORT if arguments.cascade == "short" else arguments.cascade
     settings = {"n": arguments.n, "cascade": arguments.cascade}
-    rows = {} if arguments.again else kept("trust", settings)
+    file = "trust" if arguments.cascade == "short" else f"trust_{arguments.cascade}"
+    rows = {} if arguments.again else kept(file, settings)
     cases = defences()
     wanted = {*arguments.only, *(cases[name].base for name in arguments.only if name in cases)}
     for name, planted in cases.items():
@@ -192,18 +193,18 @@ def main() -> None:
             if planted.reasons:
                 rows[name] |= compared(found, rows[planted.base], planted.reasons)
             print(rows[name], flush=True)
-            write("trust", settings, list(rows.values()))
+            write(file, settings, list(rows.values()))
         if planted.reasons and planted.threat != EPS and "adaptive" not in rows[name]:
             rows[name] |= told(planted, data)
             print(name, rows[name]["adaptive"], rows[name].get("fixed_draws"), flush=True)
-            write("trust", settings, list(rows.values()))
+            write(file, settings, list(rows.values()))
     for name in PUBLISHED:
         if name not in rows and (not arguments.only or name in arguments.only):
             stages = "standard" if name == "mnist_fgsm" else cascade  # short ones see nothing there
             found = measured(network(name), samples(name, arguments.n), CASES[name].threat, stages)
             rows[name] = {"case": name, "kind": "published", **found}
             print(rows[name], flush=True)
-            write("trust", settings, list(rows.values()))
+            write(file, settings, list(rows.values()))
 
 
 def told(planted: Planted, data: tuple[Tensor, Tensor]) -> dict[str, object]:

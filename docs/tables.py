@@ -221,9 +221,12 @@ WHOLE = {
     "bounds": "`python benchmarks/bounds.py --auto-lirpa DIR --write`",
     "harden": "`python benchmarks/harden.py CASE --seeds 0` for each case, then `--collect`",
     "minimal": "`python benchmarks/minimal.py --advlib DIR`",
+    "minimal_most": "`python benchmarks/minimal.py --advlib DIR --images 1000 --passes 200 --near "
+    "1.3 --name minimal_most`",
     "recipes": "`python benchmarks/recipes.py --case CASE --recipes RECIPE ... --seeds 0 1 2` for "
     "each case, then `--collect`",
     "trust": "`python benchmarks/trust.py --n 100 --again`",
+    "trust_standard": "`python benchmarks/trust.py --n 100 --cascade standard --only CASE ...`",
     "verify_vnn": "`python benchmarks/verify_vnn.py --cpu --again`",
     "wall_time": "`python benchmarks/wall_time.py --autoattack DIR`",
 }
@@ -276,6 +279,33 @@ def strength() -> str:
     )
 
 
+def copies() -> str:
+    """What other libraries call AutoAttack, beside ours and the authors', on the same images."""
+    content = json.loads((RESULTS / "strength.json").read_text(encoding="utf-8"))
+    runs = {(row["model"], row["tool"]): row for row in content["rows"]}
+    rows = []
+    for name in sorted({model for model, tool in runs if tool in ("torchattacks", "art")}):
+        theirs = [runs.get((name, tool)) for tool in ("torchattacks", "art")]
+        n = min(run["n"] for run in theirs if run)
+        row = [name, f"{n:,}"]
+        row += [_left(runs[name, tool], n) for tool in ("standard", "reference")]
+        row += [
+            f"{_left(run, n)} in {run['passes_per_sample']:,.0f}" if run else "" for run in theirs
+        ]
+        rows.append(row)
+    header = ("network", "first images", "`standard`", "AutoAttack's code", "torchattacks", "ART")
+    return table(header, rows)
+
+
+def _costing(run: dict[str, Any], n: int) -> str:
+    return f"{_left(run, n)} in {run['passes_per_sample']:,.0f}"
+
+
+def _left(run: dict[str, Any], n: int) -> str:
+    """Robust accuracy on the first ``n`` images."""
+    return f"{run['fooled'][:n].count('0') / n:.3f}"
+
+
 def _found(run: dict[str, Any]) -> str:
     passes = run.get("search_passes_per_sample", run["passes_per_sample"])
     cost = f"{passes:,.0f}" if passes >= 10 else f"{passes:.1f}"
@@ -304,6 +334,30 @@ _PEER_COLUMNS = {
     "forward passes per sample": "forward_per_sample",
     "backward passes per sample": "backward_per_sample",
     "fooled": "success",
+}
+_TRUST_COLUMNS = {
+    "model": "case",
+    "": "kind",
+    "threat": "threat",
+    "first number": "first_number",
+    "robust accuracy": "robust_accuracy",
+    "undefended": "undefended_robust_accuracy",
+    "told of the defence": "adaptive",
+    "fixed draws": "fixed_draws",
+    "verdict": "verdict",
+    "because": "because",
+    "passes: checks, attacks": "passes",
+}
+_MINIMAL_COLUMNS = {
+    "model": "model",
+    "looked at while choosing": "role",
+    "norm": "norm",
+    "passes": "budget",
+    "samples": "n",
+    "median, ours": "ours",
+    "median, best peer": "best_peer_median",
+    "best peer": "best_peer",
+    "ours / best peer": "ratio",
 }
 _RESULTS: dict[str, dict[str, str]] = {
     "engine_cost": {
@@ -350,30 +404,10 @@ _RESULTS: dict[str, dict[str, str]] = {
         "measured": "measured",
         "python benchmarks/...": "again",
     },
-    "minimal": {
-        "model": "model",
-        "looked at while choosing": "role",
-        "norm": "norm",
-        "passes": "budget",
-        "samples": "n",
-        "median, ours": "ours",
-        "median, best peer": "best_peer_median",
-        "best peer": "best_peer",
-        "ours / best peer": "ratio",
-    },
-    "trust": {
-        "model": "case",
-        "": "kind",
-        "threat": "threat",
-        "first number": "first_number",
-        "robust accuracy": "robust_accuracy",
-        "undefended": "undefended_robust_accuracy",
-        "told of the defence": "adaptive",
-        "fixed draws": "fixed_draws",
-        "verdict": "verdict",
-        "because": "because",
-        "passes: checks, attacks": "passes",
-    },
+    "minimal": _MINIMAL_COLUMNS,
+    "minimal_most": _MINIMAL_COLUMNS,
+    "trust": _TRUST_COLUMNS,
+    "trust_standard": _TRUST_COLUMNS,
     "verdicts": {"what": "what", "asked": "asked", "measured": "value"},
     "verify_vnn": {
         "benchmark": "benchmark",
@@ -427,6 +461,7 @@ def all_tables() -> dict[str, str]:
         verifier_modules,
         cascade_tables,
         strength,
+        copies,
         commands,
     ]
     tables = {maker.__name__: maker() for maker in makers}

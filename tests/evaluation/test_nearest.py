@@ -78,6 +78,19 @@ def test_passes_are_those_that_the_model_ran(norm, stage):
         assert int(search.backward.sum()) == counting.backward_rows
 
 
+@pytest.mark.parametrize("excess", [1.0005, 1.003, 1.02, 1.3, 2.4])
+def test_polish_comes_close_from_near_and_far(excess):
+    with ranked_search(Twofold(10, 0), "l2", FAB(steps=1, n_targets=1), 60) as (search, _):
+        point = search.x.clone()
+        point[:, 0] += 0.2 * excess  # class 1 begins at 0.2
+        search.distance[:] = 0.2 * excess
+        search.x_adv = point
+        polish(search, 8)
+        beyond = search.distance / 0.2 - 1
+        assert (beyond >= 0).all()
+        assert (beyond <= (1e-4 if excess < 1.01 else 0.02)).all()
+
+
 def test_only_what_fools_inside_the_domain_is_kept():
     with searching() as (search, _):
         rows = torch.arange(N)

@@ -27,6 +27,7 @@ NEARER = 0.999  # of the distance known: what a later attack has to undercut
 KEPT = 1.1  # of what gradients at x said: how far the class gone for may prove to be
 SPARE = 1.4  # of the distance known: how far another class may seem that is gone for too
 JUDGING = 2  # forward passes of one judgement: in a batch, and apart from it
+CLOSE, FURTHER = 1 / 256, 8.0  # of the polish: its first step, in distances; growth of the next
 LOOKING = 1  # forward pass that tells which class the nearest input known has reached
 
 
@@ -243,8 +244,10 @@ def _everything(x: Tensor, model: Model, norm: str) -> AllowedSet:
 
 
 def polish(search: Search, steps: int, number: int | None = None) -> None:
-    """Bisect between every input found and x, one forward pass a step; the end is judged.
+    """Move every input found towards x, one forward pass a step; the end is judged.
 
+    The ends of searches lie close behind the boundary, so steps begin small and grow until one no
+    longer fools; from there on they bisect.
     With ``number`` the polished inputs are remembered as found by that attack, else by the one that
     found the unpolished input.
     """
@@ -255,13 +258,15 @@ def polish(search: Search, steps: int, number: int | None = None) -> None:
     y, goal = search.y[rows], search.goal[rows]
     low = torch.zeros_like(search.distance[rows])
     high = torch.ones_like(low)
-    nearest = points.clone()
-    for _ in range(steps):
-        middle = (low + high) / 2
+    nearest, is_between = points.clone(), torch.zeros_like(low, dtype=torch.bool)
+    for step in range(steps):
+        back = (high - CLOSE * FURTHER**step).maximum(high / 2)
+        middle = torch.where(is_between, (low + high) / 2, back)
         z = allowed.towards(points, middle)
         won = reached(search.model.logits(z), y, goal) & allowed.contains(z)
         nearest = torch.where(like(won, z), z, nearest)
         low, high = torch.where(won, low, middle), torch.where(won, middle, high)
+        is_between |= ~won
     search.forward[rows] += steps
     owner = search.found_by[rows]
     is_better = search.offer(rows, nearest, NOBODY if number is None else number)

@@ -33,7 +33,7 @@ from holdfast.model import Model
 from holdfast.perturbations.ball import ALIASES, SHAPES
 from holdfast.threat import Access
 
-BISECTIONS = 8  # of the polish: the distance known to 1/256 of itself
+BISECTIONS = 8  # steps of the polish: to 1/30,000 of the distance where it was close, else to 1/128
 ROUNDS, PER_ROUND = 8, 40  # in l0 instead: rounds at most, and passes that there are for each
 SMALLEST_BUDGET = 40
 MOST_TARGETS = 5  # classes that are gone for, likeliest first
