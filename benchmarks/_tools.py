@@ -54,7 +54,7 @@ def torchattacks(net: nn.Module, x: Tensor, y: Tensor, case: Case) -> Outcome:
 
 
 class _Whole(nn.Module):
-    """A network as one layer: ART runs the layers of a sequence itself, past the hooks that count."""
+    """A network as one layer: ART runs those of a sequence itself, past the hooks that count."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
