@@ -13,6 +13,7 @@ from torch import Tensor
 from holdfast.attacks.base import Answer, Objective, Query
 
 Precision = Literal["float32", "tf32", "bf16"]
+COMPILED_ROUNDING = 2**-18  # of fused kernels against others, as a share of the largest logit
 ROUNDING: dict[str, float] = {"float32": 0.0, "tf32": 2**-11, "bf16": 2**-8}
 """Of one operation in the search, relative; float32 needs no allowance, its answers are final."""
 
@@ -68,6 +69,7 @@ class Tuning:
         rows: Rows of a call at most; None: by the size of an input.
         precision: Of the search; verdicts are always given in float32.
         has_room: Whether a call of a few rows takes hardly longer than one of a single row.
+        is_compiled: Whether the search runs compiled code; verdicts never do.
     """
 
     threads: int | None = None
@@ -75,6 +77,17 @@ class Tuning:
     rows: int | None = None
     precision: Precision = "float32"
     has_room: bool = True
+    is_compiled: bool = False
+
+    @property
+    def rounding(self) -> float:
+        """How far the search's logits may be from the judge's, as a share of the largest one."""
+        return max(ROUNDING[self.precision], COMPILED_ROUNDING * self.is_compiled)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether search and judge compute the same."""
+        return self.precision == "float32" and not self.is_compiled
 
 
 @contextmanager
@@ -92,6 +105,19 @@ def tf32(is_on: bool) -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(matmul)
         torch.backends.cudnn.allow_tf32 = convolution
+
+
+@contextmanager
+def compiling(is_on: bool) -> Iterator[None]:
+    """Compiled code may run inside, and keeps what several gradients of one pass need."""
+    if not is_on:
+        yield
+        return
+    import torch._functorch.config as functorch
+
+    keeping = {"donated_buffer": False} if hasattr(functorch, "donated_buffer") else {}
+    with torch.compiler.set_stance("default"), functorch.patch(keeping):
+        yield
 
 
 def cut(query: Query, start: int, stop: int) -> Query:

@@ -43,6 +43,7 @@ def audit(
     access: Access | str | None = None,
     quantise: str | None = None,
     precision: str = "float32",
+    compiled: bool = False,
     verify: str = "auto",
     trust: str | None = None,
     curve_steps: int = 6,
@@ -76,6 +77,7 @@ def audit(
             for published protocols (``autoattack``), which stay as they are, ``"look"``.
         precision: Of the search: ``"bf16"``, or ``"tf32"`` on NVIDIA's GPUs, are faster where the
             processor has units for them; every verdict is given in float32.
+        compiled: Let the search run ``torch.compile``'s code; every verdict is the model's own.
         verify: ``"fast"``, ``"standard"`` or ``"thorough"``: prove what holds, beside the attacks,
             so that the report closes in from both sides; ``"auto"``: prove survivors while that
             costs little, in silence where it cannot; ``"off"``: attacks alone.
@@ -113,6 +115,7 @@ def audit(
         "budget": as_budget(budget),
         "quantise": quantise,
         "precision": precision,
+        "compiled": compiled,
         "verify": verify,
         "trust": trust,
         "curve_steps": curve_steps,

@@ -23,6 +23,7 @@ from holdfast._running import (
     RowBlock,
     Tuning,
     bare,
+    compiling,
     cut,
     gradients_of,
     joined,
@@ -98,7 +99,8 @@ class Model:
         self.batch_size = batch_size
         self.block = RowBlock()
         self.tuning = Tuning()
-        self._is_halved = False
+        self._is_halved = self._is_compiled = False
+        self._compiled: Callable[..., Any] | None = None
         self.draws = 1
         self.takes_arrays = False
         self.has_gradients = True
@@ -165,15 +167,15 @@ class Model:
 
     def search(self, queries: Sequence[Query]) -> list[Answer]:
         """As :meth:`answer`, in the precision of the search: what fools here must be judged."""
-        precision = self.tuning.precision
-        if precision == "float32":
+        if self.tuning.is_exact:
             return self.answer(queries)
-        self._is_halved = precision == "bf16"
+        precision, is_compiled = self.tuning.precision, self.tuning.is_compiled
+        self._is_halved, self._is_compiled = precision == "bf16", is_compiled
         try:
-            with tf32(precision == "tf32"):
+            with tf32(precision == "tf32"), compiling(is_compiled):
                 return self.answer(queries)
         finally:
-            self._is_halved = False
+            self._is_halved = self._is_compiled = False
 
     def answer(self, queries: Sequence[Query]) -> list[Answer]:
         """Run all queries, those with equally many losses together.
@@ -232,7 +234,8 @@ class Model:
         queries = [query for _, query in call]
         route = queries[0].route
         if route is not None and n_backward:
-            return route.answers(self, queries)
+            with self._uncompiled():
+                return route.answers(self, queries)
         return self.averaged(queries, self.draws)
 
     def averaged(self, queries: list[Query], draws: int) -> list[Answer]:
@@ -288,10 +291,30 @@ class Model:
     def _output(self, x: Tensor) -> Any:
         if self.takes_arrays:
             return self.f(x.detach().cpu().numpy())
+        f = self._quick() if self._is_compiled else self.f
         if not self._is_halved:
-            return self.f(x)
+            return f(x)
         with torch.autocast(self.device.type, torch.bfloat16):
-            return self.f(x)
+            return f(x)
+
+    def _quick(self) -> Callable[..., Any]:
+        """``f`` compiled, for any number of rows; made where it is first needed."""
+        if self._compiled is None:
+            self._compiled = torch.compile(self.f, dynamic=True)
+        return self._compiled
+
+    @contextmanager
+    def _uncompiled(self) -> Iterator[None]:
+        """A route looks at the model's own operators."""
+        before, self._is_compiled = self._is_compiled, False
+        try:
+            yield
+        finally:
+            self._is_compiled = before
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without compiled code: every process makes its own."""
+        return {**vars(self), "_compiled": None}
 
     def _check_channels(self, x: Tensor) -> None:
         channels = x.shape[1] if x.ndim > 1 else 1

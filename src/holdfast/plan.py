@@ -210,6 +210,8 @@ class Plan(_Told):
     quantise: Literal["8bit"] | None = None
     precision: Literal["float32", "tf32", "bf16"] = "float32"
     """Of the search for changes; every verdict is given in float32."""
+    compiled: bool = False
+    """Whether the search runs compiled code (``torch.compile``); verdicts never do."""
     verify: Literal["auto", "off", "fast", "standard", "thorough"] = "auto"
     """Proofs beside the attacks: for survivors while they come cheaply; none; by bounds, by
     optimised bounds, by branch and bound."""

@@ -61,8 +61,8 @@ class Header(_Record):
     data: dict[str, Any]
     """``description``, ``hash``, ``n_samples``, ``shape``, ``class_names``."""
     tuning: dict[str, Any] = {}
-    """``threads``, ``is_channels_last``, ``rows``, ``precision``, ``has_room``: how the model ran
-    fastest; kept on resuming."""
+    """``threads``, ``is_channels_last``, ``rows``, ``precision``, ``has_room``, ``is_compiled``:
+    how the model ran fastest, or as asked for; kept on resuming."""
 
 
 class Finding(_Record):

@@ -49,6 +49,7 @@ def audit(
     device: options.DeviceOption = None,
     batch_size: options.BatchOption = None,
     precision: options.PrecisionOption = None,
+    compiled: options.CompiledOption = None,
     workers: options.WorkersOption = None,
     threads: options.ThreadsOption = None,
     out: options.OutOption = None,
@@ -83,6 +84,7 @@ def audit(
         "device": device,
         "batch_size": batch_size,
         "precision": precision,
+        "compiled": compiled or None,
         "workers": workers,
         "threads": threads,
     }

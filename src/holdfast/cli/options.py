@@ -114,6 +114,15 @@ PrecisionOption = Annotated[
         rich_help_panel=_RUN,
     ),
 ]
+CompiledOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--compiled",
+        help="Let the search run code made by torch.compile; verdicts are the model's own.",
+        show_default=False,
+        rich_help_panel=_RUN,
+    ),
+]
 VerifyOption = Annotated[
     str | None,
     typer.Option(

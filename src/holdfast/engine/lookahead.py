@@ -34,7 +34,7 @@ def room(model: Model, n_rows: int, n_able: int) -> int:
     """
     if n_able == 0 or model.is_random or model.takes_arrays or not model.modules:
         return 1
-    if model.tuning.precision != "float32" or model.max_rows is not None:
+    if not model.tuning.is_exact or model.max_rows is not None:
         return 1
     block, few = model.block, 1
     if model.tuning.has_room:

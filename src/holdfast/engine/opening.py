@@ -71,7 +71,7 @@ class Opening:
 def opening(context: Context, threats: Sequence[Threat]) -> Opening | None:
     """What the clean pass can prepare; None where its forward pass cannot serve twice."""
     plan, model = context.plan, context.model
-    is_plain = model.agrees_with_gradients and model.tuning.precision == "float32"
+    is_plain = model.agrees_with_gradients and model.tuning.is_exact
     sees_gradients = model.access is Access.GRADIENTS and model.has_gradients
     is_for_all = not plan.goal.is_targeted and plan.verify in ("off", "auto")
     if not (threats and is_plain and sees_gradients and is_for_all):

@@ -178,7 +178,7 @@ def _ask(model: Model, x: Tensor, y: Tensor) -> list[Answer]:
     if model.access is Access.GRADIENTS and model.has_gradients:
         objective = Objective(cross_entropy, (y, torch.full_like(y, -1)))
     answers = model.search([Query(x, objective)])
-    return answers if model.tuning.precision == "float32" else answers + model.answer([Query(x)])
+    return answers if model.tuning.is_exact else answers + model.answer([Query(x)])
 
 
 def _row_block(model: Model, x: Tensor, y: Tensor) -> list[Finding]:

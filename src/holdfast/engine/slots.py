@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from holdfast._running import ROUNDING, loss_of
+from holdfast._running import loss_of
 from holdfast.attacks._losses import goal_margin
 from holdfast.attacks.base import Answer, Attack, Problem, Query, Route
 from holdfast.engine.jobs import Ended, Job
@@ -229,8 +229,7 @@ class Slots:
             return torch.zeros_like(tally.y, dtype=torch.bool)
         size = goal_margin(answer.logits, tally.y, tally.goal)
         fools = reached(answer.logits, tally.y, tally.goal)
-        if self.model.tuning.precision != "float32":
-            unit = ROUNDING[self.model.tuning.precision]
+        if unit := self.model.tuning.rounding:
             fools = fools | (size > -unit * answer.logits.abs().amax(1))
         if self.model.is_random:
             return fools & is_due(tally, lane.attack.max_queries)
@@ -249,7 +248,7 @@ class Slots:
             return accepted, {}
         allowed = take(tally.allowed, rows)
         y, goal = tally.y[rows], tally.goal[rows]
-        is_plain = query.route is None and self.model.tuning.precision == "float32"
+        is_plain = query.route is None and self.model.tuning.is_exact
         known = answer.logits[rows] if is_plain else None
         found = judge(self.model, query.points[rows], allowed, y, goal, self.rules.quantise, known)
         tally.forward[rows] += found.forward

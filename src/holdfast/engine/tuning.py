@@ -26,6 +26,7 @@ from holdfast.engine.scan import inside
 from holdfast.errors import HoldfastError, PlanError
 from holdfast.model import Model
 from holdfast.plan import Plan
+from holdfast.threat import Access
 
 _MOST_SECONDS = 2.0  # of all measurements; one that has begun is finished
 _SHARE = 0.1  # of the run's own time that measuring may take
@@ -65,7 +66,9 @@ def settled(plan: Plan, model: Model, data: Data, directory: Path) -> Iterator[N
     new = _recorded(directory)
     if new is None:
         _check_precision(plan, model)
-        new = _measured(plan, model, data)
+        new = replace(_measured(plan, model, data), is_compiled=plan.compiled)
+        if plan.compiled:
+            _check_compiled(model, new, data)
     elif plan.threads is not None:
         new = replace(new, threads=plan.threads)
     if new != old:
@@ -92,6 +95,29 @@ def _check_precision(plan: Plan, model: Model) -> None:
             f"TF32 is a precision of NVIDIA's GPUs, and the model runs on {model.device}. "
             "Use --precision bf16 or float32."
         )
+
+
+def _check_compiled(model: Model, tuning: Tuning, data: Data) -> None:
+    """Compile, so that what cannot be compiled is told before anything runs."""
+    if not isinstance(model.f, torch.nn.Module):
+        raise PlanError(
+            f"Only a torch.nn.Module can be compiled, and {model.description} is none. Leave out "
+            "--compiled (compiled=True)."
+        )
+    x = inside(data.fetch(range(min(_FIRST_ROWS, len(data))))[0], model.domain).to(model.device)
+    y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    graded = Query(x, Objective(cross_entropy, (y, torch.full_like(y, -1))))
+    old, model.tuning = model.tuning, tuning
+    try:
+        if model.n_classes:  # else the checks that follow say what is wrong with the model
+            model.search([graded if model.access is Access.GRADIENTS else Query(x)])
+    except HoldfastError as error:
+        raise PlanError(
+            f"The model cannot be compiled here: {str(error).splitlines()[0]} Leave out "
+            "--compiled (compiled=True)."
+        ) from error
+    finally:
+        model.tuning = old
 
 
 def _measured(plan: Plan, model: Model, data: Data) -> Tuning:
