@@ -249,7 +249,7 @@ def _smallest(rows: list[dict[str, Any]]) -> tuple[str, str, str]:
     what += f"{n_models} networks in linf, l2, l1 and l0, first 1,000 images (300 of CIFAR-10)"
     middle = (ratios[(len(ratios) - 1) // 2] + ratios[len(ratios) // 2]) / 2
     worse = sum(ratio > 1 for ratio in ratios)
-    value = f"{ratios[0]:.2f} to {ratios[-1]:.4g}, median {middle:.2f}; above 1 on {worse} of "
+    value = f"{ratios[0]:.2f} to {ratios[-1]:.2f}, median {middle:.2f}; above 1 on {worse} of "
     value += str(len(ratios))
     command = "python benchmarks/minimal.py --advlib DIR --images 1000 --passes 200 --near 1.3 "
     return what, value, command + "--name minimal_most"
