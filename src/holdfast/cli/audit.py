@@ -49,7 +49,7 @@ def audit(
     device: options.DeviceOption = None,
     batch_size: options.BatchOption = None,
     precision: options.PrecisionOption = None,
-    compiled: options.CompiledOption = None,
+    compiled: options.CompiledOption = False,
     workers: options.WorkersOption = None,
     threads: options.ThreadsOption = None,
     out: options.OutOption = None,

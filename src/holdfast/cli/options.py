@@ -115,7 +115,7 @@ PrecisionOption = Annotated[
     ),
 ]
 CompiledOption = Annotated[
-    bool | None,
+    bool,
     typer.Option(
         "--compiled",
         help="Let the search run code made by torch.compile; verdicts are the model's own.",
