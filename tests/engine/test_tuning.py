@@ -150,6 +150,7 @@ def test_a_run_keeps_its_tuning_when_it_goes_on(digits, tmp_path, monkeypatch):
         "rows": 16,
         "precision": "float32",
         "has_room": True,
+        "is_compiled": False,
     }
     seen = []
     monkeypatch.setattr(tuning, "tune", lambda *_: 1 / 0)
