@@ -92,7 +92,14 @@ def piece(name: str, tool: Tool, start: int, stop: int) -> dict[str, Any]:
         "seconds": round(spent, 2),
         "load": round(os.getloadavg()[0], 1),
         "threads": torch.get_num_threads(),
+        "weights": _weights(net),
     } | extra
+
+
+def _weights(net: nn.Module) -> str:
+    """A hash: networks that are trained here differ from machine to machine."""
+    values = [value.cpu().numpy().tobytes() for value in net.state_dict().values()]
+    return hashlib.blake2b(b"".join(values), digest_size=8).hexdigest()
 
 
 def measure(name: str, tool: str, run: Tool, n: int, size: int = PIECE) -> None:
@@ -132,7 +139,8 @@ def collect() -> list[dict[str, Any]]:
     """One row per network and tool, from the pieces; each compared with the reference's.
 
     Rows of the results file that no piece here is about are kept as they are, with their commit; so
-    are the verdicts of the reference, which take hours to measure.
+    are the verdicts of the reference, which take hours to measure. A network that was trained anew
+    has other weights: its rows are compared with nothing until the reference has attacked it, too.
     """
     path = RESULTS / "strength.json"
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
@@ -153,10 +161,15 @@ def _measured(old: dict[tuple[str, str], dict[str, Any]]) -> list[dict[str, Any]
             found.setdefault(key, {})[content["start"]] = content
     verdicts = {key: _verdicts({0: row}) for key, row in old.items() if "fooled" in row}
     verdicts |= {key: _verdicts(pieces) for key, pieces in found.items()}
-    return [
-        _row(name, tool, pieces, verdicts[name, tool], verdicts.get((name, "reference")))
-        for (name, tool), pieces in sorted(found.items())
-    ]
+    weights = {key: row.get("weights", "") for key, row in old.items()}
+    weights |= {key: pieces[min(pieces)].get("weights", "") for key, pieces in found.items()}
+    rows = []
+    for (name, tool), pieces in sorted(found.items()):
+        ours, theirs = weights[name, tool], weights.get((name, "reference"), "")
+        is_same = bool(CASES[name].file) or (ours == theirs != "")
+        other = verdicts.get((name, "reference")) if is_same else None
+        rows.append(_row(name, tool, pieces, verdicts[name, tool], other) | {"weights": ours})
+    return rows
 
 
 def _verdicts(pieces: dict[int, dict[str, Any]]) -> dict[int, bool]:
