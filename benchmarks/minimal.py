@@ -1,4 +1,4 @@
-"""Smallest changes: ours against Foolbox and adversarial-library, at equal passes.
+r"""Smallest changes: ours against Foolbox and adversarial-library, at equal passes.
 
     python benchmarks/minimal.py --advlib DIR [--n 56] [--passes 200 1000] [--models ...]
     python benchmarks/minimal.py --advlib DIR --images 1000 --passes 200 --near 1.3 \

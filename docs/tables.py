@@ -289,9 +289,7 @@ def copies() -> str:
         n = min(run["n"] for run in theirs if run)
         row = [name, f"{n:,}"]
         row += [_left(runs[name, tool], n) for tool in ("standard", "reference")]
-        row += [
-            f"{_left(run, n)} in {run['passes_per_sample']:,.0f}" if run else "" for run in theirs
-        ]
+        row += [_costing(run, n) if run else "" for run in theirs]
         rows.append(row)
     header = ("network", "first images", "`standard`", "AutoAttack's code", "torchattacks", "ART")
     return table(header, rows)

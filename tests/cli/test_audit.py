@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from holdfast.engine.journal import read
+from holdfast.engine.journal import peek, read
 from holdfast.plan import Plan
 from holdfast.record import Attempt, Clean, Outcome
 
@@ -289,3 +289,15 @@ def test_other_outputs_of_a_program_are_the_modules(audit, home):
     result = audit("--out", "program", model="net.pt2")
     assert result.exit_code == 0, result.output
     assert verdicts("code") == verdicts("program")
+
+
+def test_a_search_in_compiled_code_is_asked_for_and_kept(audit, home, monkeypatch):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda f, **_: made.append(f) or f)
+    result = audit("--compiled", "--verify", "off", "--out", "run")
+    assert result.exit_code == 0, result.output
+    assert made
+    assert peek(home / "run").tuning["is_compiled"]
+    made.clear()
+    assert audit("--verify", "off", "--out", "plain").exit_code == 0
+    assert not made

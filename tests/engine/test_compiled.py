@@ -124,6 +124,23 @@ def test_what_fools_compiled_code_only_never_counts(net, data):
     assert report.clean_accuracy.value == report.robust_accuracy.value == 1.0
 
 
+class Shy(nn.Module):
+    """Wrong by a millionth at most, and where it is compiled never."""
+
+    def forward(self, x):
+        most = ((x[:, 0] - 0.5).clamp(-0.1, 0.1) * 20 - 1) * 1e-6
+        own = torch.ones_like(most)
+        return torch.stack([own + 2e-6 * torch.compiler.is_compiling(), own + most], 1)
+
+
+@pytest.mark.usefixtures("traced")
+def test_what_compiled_code_rounds_away_is_found():
+    data = torch.full((4, 3), 0.5), torch.zeros(4, dtype=torch.int64)
+    report = holdfast.audit(Shy(), data, "linf:0.2", compiled=True, verify="off", trust="off")
+    assert report.clean_accuracy.value == 1.0
+    assert report.robust_accuracy.value == 0.0
+
+
 @pytest.mark.usefixtures("traced")
 def test_a_route_sees_the_operators_of_the_model_itself(net, data):
     x, y = data

@@ -104,7 +104,7 @@ def _check_compiled(model: Model, tuning: Tuning, data: Data) -> None:
             f"Only a torch.nn.Module can be compiled, and {model.description} is none. Leave out "
             "--compiled (compiled=True)."
         )
-    x = inside(data.fetch(range(min(_FIRST_ROWS, len(data))))[0], model.domain).to(model.device)
+    x = _few(model, data)
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     graded = Query(x, Objective(cross_entropy, (y, torch.full_like(y, -1))))
     old, model.tuning = model.tuning, tuning
@@ -120,9 +120,15 @@ def _check_compiled(model: Model, tuning: Tuning, data: Data) -> None:
         model.tuning = old
 
 
+def _few(model: Model, data: Data) -> Tensor:
+    """Some clean inputs, on the model's device."""
+    x = data.fetch(range(min(_FIRST_ROWS, len(data))))[0]
+    return inside(x, model.domain).to(model.device)
+
+
 def _measured(plan: Plan, model: Model, data: Data) -> Tuning:
     threads = 1 if plan.workers > 1 and plan.threads is None else plan.threads
-    x = inside(data.fetch(range(min(_FIRST_ROWS, len(data))))[0], model.domain).to(model.device)
+    x = _few(model, data)
     try:
         model.recognise(x)
     except HoldfastError:
