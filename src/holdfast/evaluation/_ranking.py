@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from holdfast.attacks._classes import gaps_of
 from holdfast.attacks._domain import ends_of
 from holdfast.attacks._hyperplane import length, shortest
 from holdfast.attacks.base import Objective, Query
@@ -85,13 +84,8 @@ def rivals(search: Search, n_tried: int, size: int) -> Rivals:
 
 def _linear_distances(search: Search, rows: Tensor, classes: Tensor) -> Tensor:
     """How far the boundaries of ``classes`` ``(m, n)`` are in the linear model, inside the box."""
-    x, y = search.x[rows], search.y[rows]
-    box = ends_of(take(search.allowed, rows))
-    objective = Objective(class_gaps, (y, classes), classes.shape[1])
-    (answer,) = search.model.search([Query(x, objective)])
-    pairs = zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
-    steps = [length(shortest(search.norm, x, w, -g, box), search.norm) for g, w in pairs]
-    return torch.stack(steps, 1).double()
+    steps, gaps = _linear_steps(search, rows, classes)
+    return length(steps.flatten(0, 1), search.norm).double().reshape(gaps.shape)
 
 
 def rank(search: Search, n: int, size: int) -> Ranking:
@@ -113,7 +107,7 @@ def rank(search: Search, n: int, size: int) -> Ranking:
 
 
 def _ranked(search: Search, rows: Tensor, classes: Tensor) -> Ranking:
-    steps, gaps = _linear_steps(search, rows, classes.shape[1])
+    steps, gaps = _linear_steps(search, rows, classes)
     reach = length(steps.flatten(0, 1), search.norm).double().reshape(gaps.shape)
     order = reach.argsort(dim=1, stable=True)
     near, likely = order[:, :1], torch.zeros_like(order[:, :1])
@@ -138,11 +132,12 @@ def _secant(reach: Tensor, share: Tensor) -> Tensor:
     return torch.where(share >= TRUSTED, reach / share, torch.inf)
 
 
-def _linear_steps(search: Search, rows: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Towards each of ``n`` classes: the linear step ``(m, n, *shape)``, and the gap at x."""
-    x, y, ones = search.x[rows], search.y[rows], torch.full_like(rows, -1)
+def _linear_steps(search: Search, rows: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """Towards each of ``classes`` ``(m, n)``: the linear step ``(m, n, *shape)``, and the gap."""
+    x, y = search.x[rows], search.y[rows]
     box = ends_of(take(search.allowed, rows))
-    (answer,) = search.model.search([Query(x, gaps_of(y, ones, ones, n))])
+    objective = Objective(class_gaps, (y, classes), classes.shape[1])
+    (answer,) = search.model.search([Query(x, objective)])
     pairs = zip(answer.losses.unbind(1), answer.gradients.unbind(1), strict=True)
     return torch.stack([shortest(search.norm, x, w, -g, box) for g, w in pairs], 1), answer.losses
 
